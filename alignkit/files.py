@@ -1,0 +1,39 @@
+"""Where the project's files are, and how a file is written so that a crash leaves the old one intact."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from alignkit.errors import AlignkitError
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def write_atomic(path: str | Path, text: str) -> Path:
+    """Write `text` to `path` whole or not at all (temporary file in the same folder, then rename).
+
+    Raises AlignkitError, naming the path, if the disk is full or the folder can't be written; what was there stays.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise AlignkitError(
+            f"could not write {path}: {error.strerror or error}. What was there before is kept; "
+            "free some space or choose another folder, and run again."
+        ) from error
+    return path
