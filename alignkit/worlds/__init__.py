@@ -1,0 +1,23 @@
+"""Small worlds whose true reward is known."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from alignkit.errors import AlignkitError
+from alignkit.worlds.assistant import AssistantWorld
+from alignkit.worlds.bandit import BanditWorld
+from alignkit.worlds.base import World
+
+WORLDS = {"assistant": AssistantWorld, "bandit": BanditWorld}
+
+
+@cache
+def load(name: str) -> World:
+    """The world of that name; AlignkitError lists what there is."""
+    if name not in WORLDS:
+        raise AlignkitError(f"no world {name!r}; there are: {', '.join(WORLDS)}")
+    return WORLDS[name]()
+
+
+__all__ = ["AssistantWorld", "BanditWorld", "World", "load"]
