@@ -1,0 +1,92 @@
+"""Pretrain the shipped patients from their world's corpus: `alignkit build-models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import trange
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from alignkit import worlds
+from alignkit.policy import MODELS, Policy, positions
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+DOCUMENTS, STEPS, BATCH, RATE = 40_000, 1000, 96, 6e-3
+
+
+def make_tokenizer(vocabulary: list[str], context: int) -> PreTrainedTokenizerFast:
+    """One token a word; a prompt gets <bos> in front, a completion follows it directly."""
+    words = {word: i for i, word in enumerate(SPECIAL + vocabulary)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", words["<bos>"])])
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, **names, model_max_length=context, clean_up_tokenization_spaces=False
+    )
+
+
+def make_policy(vocabulary: list[str], seed: int, hidden: int = 64, layers: int = 2, context: int = 96) -> Policy:
+    """An untrained Llama of about 0.14 M parameters (at hidden 64, 2 layers) over this vocabulary."""
+    tokenizer = make_tokenizer(vocabulary, context)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return Policy(LlamaForCausalLM(config), tokenizer, name=f"seed {seed}")
+
+
+def pretrain(policy: Policy, documents: list[tuple[str, str]], steps: int, seed: int, progress: bool = True) -> float:
+    """Next-token training on whole documents, prompts included; returns the mean loss (nats a token) at the end."""
+    prompts, completions = map(list, zip(*documents, strict=True))
+    batch = policy.encode(prompts, completions)
+    optimizer = AdamW(policy.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = OneCycleLR(optimizer, max_lr=RATE, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    policy.model.train()
+    losses = []
+    for _ in trange(steps, desc=f"pretrain {policy.name}", disable=not progress, leave=False):
+        rows = batch.rows(torch.randint(len(batch), (BATCH,), generator=generator))
+        labels = rows.ids.masked_fill(rows.attention == 0, -100)
+        loss = policy.model(
+            input_ids=rows.ids,
+            attention_mask=rows.attention,
+            position_ids=positions(rows.attention),
+            labels=labels,
+            use_cache=False,
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    policy.model.eval()
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+def build_patient(world: str, seed: int, steps: int = STEPS, progress: bool = True) -> Policy:
+    """One patient, pretrained from scratch with everything (weights, corpus, order) drawn from `seed`."""
+    w = worlds.load(world)
+    policy = make_policy(w.vocabulary(), seed)
+    pretrain(policy, w.corpus(DOCUMENTS, seed), steps, seed, progress)
+    return policy
+
+
+def build_models(world: str = "assistant", seeds=range(5), out: Path | None = None, steps: int = STEPS) -> list[Path]:
+    """Pretrain and save `world`-0 ... `world`-4; returns their folders."""
+    return [build_patient(world, s, steps).save(Path(out or MODELS) / f"{world}-{s}") for s in seeds]
