@@ -1,0 +1,44 @@
+"""How well labels agree: with each other, with the truth, and with themselves when the order is turned around."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import Dataset
+from sklearn.metrics import cohen_kappa_score
+
+from alignkit.worlds.base import World
+
+
+def bayes_ceiling(p_chosen: np.ndarray) -> float:
+    """Highest expected accuracy on these noisy labels: mean of max(p, 1 - p)."""
+    p = np.asarray(p_chosen, dtype=float)
+    return float(np.maximum(p, 1 - p).mean())
+
+
+def pair_accuracy(scores_chosen: np.ndarray, scores_rejected: np.ndarray) -> float:
+    """Share of pairs in which the chosen side scores higher; a tie counts one half."""
+    gap = np.asarray(scores_chosen, dtype=float) - np.asarray(scores_rejected, dtype=float)
+    return float(np.mean((gap > 0) + 0.5 * (gap == 0)))
+
+
+def gold_agreement(world: World, pairs: Dataset) -> float:
+    """Share of labels that gold shares (ties count one half)."""
+    prompts = pairs["prompt"][:]
+    return pair_accuracy(world.gold(prompts, pairs["chosen"][:]), world.gold(prompts, pairs["rejected"][:]))
+
+
+def kappa(first: Dataset, second: Dataset) -> float:
+    """Cohen's kappa between two labelings of the same pairs in the same order (column `position`)."""
+    return float(cohen_kappa_score(first["position"][:], second["position"][:]))
+
+
+def raw_agreement(first: Dataset, second: Dataset) -> float:
+    """Share of pairs on which two labelings choose the same side."""
+    return float(np.mean(np.array(first["position"][:]) == np.array(second["position"][:])))
+
+
+def swap(pairs: Dataset) -> Dataset:
+    """The same unlabeled pairs shown in the other order."""
+    return Dataset.from_dict(
+        {"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]}
+    )

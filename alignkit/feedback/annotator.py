@@ -1,0 +1,61 @@
+"""Simulated people who compare two completions: a Bradley-Terry choice with the biases people have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from alignkit.errors import AlignkitError
+from alignkit.worlds.base import World
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Chooses the first of two shown completions with probability
+
+        p = error + (1 - 2 error) * sigmoid((u_1 - u_2) / temperature + position_bias + length_bias * (l_1 - l_2))
+
+    where u is the utility this person sees (gold's aspects with the person's own weights) and l is the length in words.
+    temperature > 0 is in units of gold (small = consistent); error in [0, 0.5] is the rate of slips that no difference
+    can prevent; position_bias is in logits; length_bias in logits a word. (Bradley & Terry 1952; position bias:
+    2306.05685; length bias: 2310.03716)
+    """
+
+    temperature: float = 0.5
+    error: float = 0.0
+    position_bias: float = 0.0
+    length_bias: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)  # own weights; aspects not named keep gold's
+    name: str = "annotator"
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise AlignkitError(f"Annotator: temperature must be > 0, not {self.temperature}; use 1e-6 for 'no noise'")
+        if not 0 <= self.error <= 0.5:
+            raise AlignkitError(f"Annotator: error must be between 0 and 0.5, not {self.error}")
+
+    def but(self, **changes) -> Annotator:
+        """The same person with some settings changed."""
+        return replace(self, **changes)
+
+    def utility(self, world: World, prompts: list[str], completions: list[str]) -> np.ndarray:
+        """What a completion is worth to this person, shape (N,)."""
+        unknown = set(self.weights) - set(world.aspects)
+        if unknown:
+            raise AlignkitError(
+                f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; it has {', '.join(world.aspects)}"
+            )
+        weights = {**world.weights, **self.weights}
+        aspects = world.gold_aspects(prompts, completions)
+        return sum(weights[name] * aspects[name] for name in world.aspects)
+
+    def prefers_first(
+        self, world: World, prompts: list[str], first: list[str], second: list[str]
+    ) -> np.ndarray:
+        """Probability of choosing the completion shown first, shape (N,)."""
+        gap = self.utility(world, prompts, first) - self.utility(world, prompts, second)
+        longer = np.array([len(a.split()) - len(b.split()) for a, b in zip(first, second, strict=True)], dtype=float)
+        logit = gap / self.temperature + self.position_bias + self.length_bias * longer
+        sigmoid = 0.5 * (1 + np.tanh(logit / 2))  # does not overflow
+        return self.error + (1 - 2 * self.error) * sigmoid
