@@ -1,0 +1,22 @@
+"""Phase 3, treatment: how the policy uses the reward."""
+
+from alignkit.optimize.advantages import group_normalized, leave_one_out
+from alignkit.optimize.inference import best_of_n
+from alignkit.optimize.losses import clipped_surrogate, dpo_loss, kl_estimate
+from alignkit.optimize.policy_gradient import grpo, policy_gradient, rloo
+from alignkit.optimize.preference import dpo, sft, summed_logprobs
+
+__all__ = [
+    "best_of_n",
+    "clipped_surrogate",
+    "dpo",
+    "dpo_loss",
+    "group_normalized",
+    "grpo",
+    "kl_estimate",
+    "leave_one_out",
+    "policy_gradient",
+    "rloo",
+    "sft",
+    "summed_logprobs",
+]
