@@ -1,0 +1,163 @@
+"""The measurement core: sequence KL, best-of-n, the frontier of the exact optimum. Proved against enumeration in tests.
+
+Arrays named `scores`, `proxy`, `gold` have shape (prompts, samples): many samples of the *reference* for each prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import gammaln, logsumexp
+
+from alignkit.errors import AlignkitError
+from alignkit.policy import Policy
+
+MIN_ESS = 50  # below this effective sample size nothing is drawn
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy: Policy, reference: Policy, prompts: list, n: int = 16, seed: int = 0, max_new_tokens: int = 48
+) -> np.ndarray:
+    """KL(policy || reference) of whole completions in nats, one estimate a prompt, shape (prompts,).
+
+    From n temperature-1 samples of the policy: the full-vocabulary KL at each position, summed up to the
+    end-of-sequence decision (included) or the cut at max_new_tokens. Lower variance than sampled log-ratios, and exact
+    in expectation for the process that stops at max_new_tokens.
+    """
+    rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
+    totals = []
+    for rows in torch.arange(len(rollout.batch)).split(256):
+        batch = rollout.batch.rows(rows)
+        logp = torch.log_softmax(policy.logits(batch).float(), -1)
+        logq = torch.log_softmax(reference.logits(batch).float(), -1)
+        totals.append(((logp.exp() * (logp - logq)).sum(-1) * batch.mask).sum(1))
+    return torch.cat(totals).double().view(len(prompts), n).mean(1).cpu().numpy()
+
+
+def best_of_n_weights(proxy: np.ndarray, n: int) -> np.ndarray:
+    """Probability that each sample is the best of n drawn without replacement; same shape as `proxy`.
+
+    The unbiased estimator of best-of-n from N >= n samples: of rank i (from the worst, 1-based) C(i-1, n-1) / C(N, n);
+    tied samples share their probability equally.
+    """
+    proxy = np.atleast_2d(proxy)
+    size = proxy.shape[1]
+    if not 1 <= n <= size:
+        raise AlignkitError(
+            f"best of {n} can't be estimated from {size} samples a prompt: draw more or lower n"
+        )
+    ranks = np.arange(1, size + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_weight = _log_choose(ranks - 1, n - 1) - _log_choose(size, n)
+    by_rank = np.where(ranks >= n, np.exp(np.where(ranks >= n, log_weight, -np.inf)), 0.0)
+    return np.stack([_share_ties(row, by_rank) for row in proxy])
+
+
+def _log_choose(n, k):
+    return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+
+def _share_ties(scores: np.ndarray, by_rank: np.ndarray) -> np.ndarray:
+    _, level, count = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    total = np.add.reduceat(by_rank, last - count)
+    return (total / count)[level]
+
+
+def best_of_n_curve(proxy: np.ndarray, values: np.ndarray, ns) -> np.ndarray:
+    """E[value of the best of n by proxy] for each n in `ns`, one row a prompt; shape (prompts, len(ns))."""
+    return np.stack([(best_of_n_weights(proxy, n) * values).sum(1) for n in ns], axis=1)
+
+
+def best_of_n_kl(scores: np.ndarray, ns) -> np.ndarray:
+    """KL(best-of-n || reference) in nats, tie-aware, shape (prompts, len(ns)).
+
+    Only the reward levels matter: with P(r <= level) = F, best-of-n draws the level with probability F^n - F_before^n
+    and keeps the reference's odds within it. Probabilities are the samples' shares, so take many more samples than n.
+    Without ties this is log n - (n-1)/n as samples grow; with ties that is an upper bound (2401.01879).
+    """
+    return np.stack([_level_kl(row, np.asarray(ns, dtype=float)) for row in np.atleast_2d(scores)])
+
+
+def _level_kl(scores: np.ndarray, ns: np.ndarray) -> np.ndarray:
+    _, count = np.unique(scores, return_counts=True)
+    return kl_of_best_of_n(count / len(scores), ns)
+
+
+def kl_of_best_of_n(level_probability: np.ndarray, ns) -> np.ndarray:
+    """The same for known probabilities of the reward levels, lowest level first; exact."""
+    p = np.asarray(level_probability, dtype=float)
+    upper = np.cumsum(p)
+    lower = upper - p
+    n = np.asarray(ns, dtype=float)[:, None]
+    q = np.clip(upper, 0, 1) ** n - np.clip(lower, 0, 1) ** n
+    return np.where(q > 0, q * np.log(np.maximum(q, 1e-300) / np.where(p > 0, p, 1.0)), 0.0).sum(1)
+
+
+def kl_bound(ns) -> np.ndarray:
+    """log n - (n-1)/n, the upper bound on best-of-n's KL, attained without ties."""
+    n = np.asarray(ns, dtype=float)
+    return np.log(n) - (n - 1) / n
+
+
+@dataclass
+class Frontier:
+    """Points of the exact optimum, one entry for each beta: mean over prompts of KL (nats) and of the reward, and the
+    smallest effective sample size over prompts. `shown()` drops points below MIN_ESS."""
+
+    beta: np.ndarray
+    kl: np.ndarray
+    value: np.ndarray
+    ess: np.ndarray
+
+    def shown(self) -> Frontier:
+        keep = self.ess >= MIN_ESS
+        return Frontier(self.beta[keep], self.kl[keep], self.value[keep], self.ess[keep])
+
+    def at(self, kl: float) -> float:
+        """The optimum's reward at this KL (linear between points); NaN beyond what the samples support."""
+        ok = self.shown()
+        if not len(ok.kl):
+            return float("nan")
+        order = np.argsort(ok.kl)
+        return float(np.interp(kl, ok.kl[order], ok.value[order], right=np.nan))
+
+
+def frontier(reward: np.ndarray, betas=None, values: np.ndarray | None = None) -> Frontier:
+    """The best reward that any policy reaches at each KL: pi_ref * exp(r / beta) / Z with one beta for all prompts.
+
+    By tilting samples of the reference: weights proportional to exp(r / beta) within each prompt. `values` (default:
+    the reward itself) is what is averaged under the tilted distribution. Take 20,000 samples a prompt for KL up to 4.
+    """
+    reward = np.atleast_2d(np.asarray(reward, dtype=float))
+    values = reward if values is None else np.atleast_2d(values)
+    betas = np.geomspace(20, 0.05, 60) if betas is None else np.asarray(betas, dtype=float)
+    points = [_tilt(reward, values, beta) for beta in betas]
+    kl, value, ess = (np.array(column) for column in zip(*points, strict=True))
+    return Frontier(betas, kl, value, ess)
+
+
+def _tilt(reward: np.ndarray, values: np.ndarray, beta: float) -> tuple[float, float, float]:
+    logw = reward / beta
+    logw = logw - logsumexp(logw, axis=1, keepdims=True)
+    w = np.exp(logw)
+    kl = (w * logw).sum(1) + np.log(reward.shape[1])
+    return kl.mean(), (w * values).sum(1).mean(), (1 / (w**2).sum(1)).min()
+
+
+def beta_for_kl(reward: np.ndarray, kl: float) -> float:
+    """The beta whose optimum lies at this KL (nats); AlignkitError if the samples do not reach so far."""
+    reward = np.atleast_2d(np.asarray(reward, dtype=float))
+    low, high = (_tilt(reward, reward, beta)[0] for beta in (1e3, 1e-3))
+    if not low < kl < high:
+        raise AlignkitError(
+            f"no beta between 0.001 and 1000 puts the optimum at a KL of {kl} nats: these rewards reach "
+            f"{low:.2g} to {high:.2g}; ask for less or draw more samples a prompt"
+        )
+    return float(
+        np.exp(brentq(lambda b: _tilt(reward, reward, np.exp(b))[0] - kl, np.log(1e-3), np.log(1e3)))
+    )

@@ -1,0 +1,327 @@
+"""One visual style; one color per phase; direct labels instead of legends where there is room.
+
+Colors are Okabe and Ito's, which color-blind people can tell apart.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from alignkit.files import NOTEBOOKS
+
+PHASE = {"feedback": "#0072B2", "reward": "#E69F00", "optimization": "#009E73", "evaluation": "#CC79A7"}
+INK, GRAY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
+GOLD, PROXY, NULL = "#D55E00", "#56B4E9", "#8a8a8a"  # the truth, what is optimized, and the control
+
+SERIES = [
+    ("00", "map"),
+    ("01", "feedback"),
+    ("02", "reward\nmodeling"),
+    ("03", "construction\nbasis"),
+    ("04", "format"),
+    ("05", "expression"),
+    ("06", "granularity"),
+    ("07", "RL"),
+    ("08", "RL-free"),
+    ("09", "inference\ntime"),
+    ("10", "RL vs\nRL-free"),
+    ("11", "multi-\nobjective"),
+    ("12", "multi-\nmodal"),
+    ("13", "over-\noptimization"),
+    ("14", "values\nchange"),
+    ("15", "assessment"),
+    ("16", "case\nstudy"),
+]
+ROOM = {"feedback": (1, 1), "reward": (2, 6), "optimization": (7, 12), "evaluation": (13, 16)}  # notebook numbers
+PHASE_TITLE = {
+    "feedback": "feedback\n= diagnosis",
+    "reward": "reward design\n= prescription",
+    "optimization": "optimization\n= treatment",
+    "evaluation": "assessment\n= follow-up",
+}
+
+
+def use_style() -> None:
+    """The project's look for every figure that follows."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titleweight": "bold",
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "figure.dpi": 80,
+            "savefig.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "lines.linewidth": 2,
+        },
+    )
+
+
+def label_line(ax: Axes, x, y, text: str, color: str, at: int = -1, dx: float = 5, dy: float = 0, **style) -> None:
+    """Write a line's name beside one of its points, in the line's color; dx and dy in typographic points."""
+    style = {"ha": "left", "va": "center", "fontsize": 9.5, **style}
+    ax.annotate(text, (np.asarray(x)[at], np.asarray(y)[at]), (dx, dy), textcoords="offset points", color=color, **style)
+
+
+def band(ax: Axes, x, per_row: np.ndarray, color: str, label: str = "", **style) -> np.ndarray:
+    """Mean over rows (prompts or seeds) with a 95 % band of the mean; returns the mean."""
+    rows = np.atleast_2d(per_row)
+    mean = np.nanmean(rows, axis=0)
+    if len(rows) > 1:
+        half = 1.96 * np.nanstd(rows, axis=0, ddof=1) / np.sqrt(len(rows))
+        ax.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+    ax.plot(x, mean, color=color, **style)
+    if label:
+        label_line(ax, x, mean, label, color)
+    return mean
+
+
+def where_we_are(phase: str | None = None, notebook: str | None = None, note: str = "") -> Figure:
+    """The little map at the top of a notebook: the series as a row of rooms, this notebook lit."""
+    fig, ax = plt.subplots(figsize=(11, 1.55))
+    ax.set(xlim=(-0.6, len(SERIES) - 0.4), ylim=(-0.05, 2.15))
+    ax.axis("off")
+    for name, (first, last) in ROOM.items():
+        lit = phase in (None, name)
+        ax.plot([first - 0.42, last + 0.42], [1.42, 1.42], color=PHASE[name], lw=4, alpha=1 if lit else 0.35,
+                solid_capstyle="round")  # fmt: skip
+        ax.text((first + last) / 2, 1.55, PHASE_TITLE[name],
+                ha="center", va="bottom", fontsize=8.5, color=INK if lit else GRAY)  # fmt: skip
+    for i, (number, title) in enumerate(SERIES):
+        room = next((r for r, (first, last) in ROOM.items() if first <= i <= last), None)
+        here = number == notebook
+        color = PHASE[room] if room else INK
+        box = FancyBboxPatch((i - 0.42, 0.12), 0.84, 1.1, boxstyle="round,pad=0,rounding_size=0.12", lw=1.2,
+                             facecolor=color if here else "white", edgecolor=color if here or not room else FAINT)  # fmt: skip
+        ax.add_patch(box)
+        ink = "white" if here and room != "reward" else INK
+        ax.text(i, 0.98, number, ha="center", va="center", fontsize=9, weight="bold", color=ink)
+        ax.text(i, 0.5, title, ha="center", va="center", fontsize=6.6, color=ink, linespacing=1)
+    if note:
+        fig.suptitle(note, x=0.01, ha="left", fontsize=9.5, color=GRAY)
+    return fig
+
+
+def chart(table: pd.DataFrame) -> Figure:
+    """Vital signs from `alignkit.evaluation.chart`: gold and aspects on the left, symptom rates on the right."""
+    aspects = table.loc[[k for k in table.index if k[0] in ("gold", "aspect")]]
+    symptoms = table.loc[[k for k in table.index if k[0] == "symptom"]]
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.1), width_ratios=(1.25, 1))
+    _dumbbells(axes[0], aspects, "Gold and its aspects (larger is better)")
+    _dumbbells(axes[1], symptoms, "Symptoms (share of completions)")
+    axes[0].axvline(0, color=FAINT, lw=1, zorder=0)
+    axes[0].set_xlabel("points of gold, mean of a completion")
+    axes[1].set(xlim=(-0.06, 1), xlabel="share of completions in which the question arises")
+    return fig
+
+
+def _dumbbells(ax: Axes, table: pd.DataFrame, title: str) -> None:
+    y = np.arange(len(table))[::-1]
+    treated = "after" in table
+    columns = [("before", GRAY, 0.1)] + ([("after", PHASE["optimization"], -0.1)] if treated else [])
+    if treated:
+        ax.hlines(y, table["before"], table["after"], color=FAINT, lw=3, zorder=0)
+    for name, color, shift in columns:
+        error = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
+        ax.errorbar(table[name], y + shift, xerr=error, fmt="o", color=color, ms=6, lw=1.5)
+        ax.annotate(name, (table[name].iloc[0], y[0] + shift), (0, 9), textcoords="offset points", ha="center",
+                    color=color, fontsize=9)  # fmt: skip
+    ax.set_yticks(y, [key[1] for key in table.index])
+    ax.set(title=title, ylim=(-0.6, len(table) - 0.25))
+    ax.tick_params(axis="y", length=0)
+
+
+def completions(rows: Iterable[tuple[str, str, float]], title: str = "") -> str:
+    """A small HTML table of (prompt, completion, gold) for display; texts are escaped."""
+    from html import escape
+
+    body = "".join(
+        f"<tr><td style='text-align:left;color:#555'>{escape(p)}</td><td style='text-align:left'>{escape(c)}</td>"
+        f"<td style='text-align:right'>{g:+.2f}</td></tr>"
+        for p, c, g in rows
+    )
+    head = "<tr><th style='text-align:left'>prompt</th><th style='text-align:left'>completion</th><th>gold</th></tr>"
+    return f"<b>{escape(title)}</b><table style='font-size:90%'>{head}{body}</table>"
+
+
+def curves(ax: Axes, x, lines: dict, colors: Iterable[str], past: Iterable[dict] = ()) -> None:
+    """A named line for each entry of `lines`; faint behind them recorded runs, {"x": ..., name: ..., "pairs": n}."""
+    past = list(past)
+    for (name, y), color in zip(lines.items(), colors, strict=True):
+        for run in past:
+            ax.plot(run["x"], run[name], color=color, lw=0.8, alpha=0.35, zorder=1)
+        ax.plot(x, y, "o-", color=color)
+        label_line(ax, x, y, name, color)
+    _say_recorded(ax, past)
+
+
+def dots(ax: Axes, values: pd.Series, color: str, notes: Iterable = (), past: Iterable[dict] = ()) -> None:
+    """One dot a row, its name at the left and its value above; faint marks for recorded runs, {name: value}."""
+    past, notes = list(past), list(notes) or [""] * len(values)
+    for y, (name, value) in enumerate(values.items()):
+        ax.plot([run[name] for run in past], [y] * len(past), "|", color=color, alpha=0.4, ms=12)
+        ax.plot(value, y, "o", color=color, ms=8)
+        text, style = f"{value:.2f}{notes[y]}", {"ha": "center", "fontsize": 9}
+        ax.annotate(text, (value, y), (0, 8), textcoords="offset points", **style)
+    ax.set_yticks(range(len(values)), values.index)
+    ax.set_ylim(len(values) - 0.5, -0.7)
+    _say_recorded(ax, past)
+
+
+def _say_recorded(ax: Axes, past: list[dict]) -> None:
+    if past:
+        of = f" of {past[0]['pairs']:,} pairs" if "pairs" in past[0] else ""
+        where = {"xy": (1, 0), "xytext": (-2, 3), "xycoords": "axes fraction", "textcoords": "offset points"}
+        ax.annotate(f"faint: {len(past)} recorded seeds{of}", **where, ha="right", fontsize=8, color=GRAY)
+
+
+def tinted(tables: dict[str, pd.DataFrame], color: str = PHASE["reward"], form: str = "{:d}") -> Figure:
+    """Tables of numbers side by side, each cell tinted by its number; zeros stay empty."""
+    widths = [len(table.columns) for table in tables.values()]
+    size = (10, 0.9 + 0.36 * max(map(len, tables.values())))
+    most = max(table.to_numpy().max() for table in tables.values())
+    fig, axes = plt.subplots(1, len(tables), figsize=size, width_ratios=widths, squeeze=False)
+    fig.get_layout_engine().set(w_pad=0.12)
+    known = None
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        texts = table.map(lambda number: form.format(number) if number else "")
+        sns.heatmap(table, ax=ax, annot=texts, fmt="", cbar=False, linewidths=1, vmin=0, vmax=most,
+                    cmap=sns.light_palette(color, as_cmap=True), annot_kws={"fontsize": 9})  # fmt: skip
+        ax.set(title=title, ylabel="", xlabel=str(table.columns.name or "").replace("_", " "))
+        ax.tick_params(length=0, rotation=0, labelleft=known is None or not table.index.equals(known))
+        known = table.index
+    return fig
+
+
+STORY = {  # phase: what it asks, what it hands on
+    "feedback": ("What do people say\nabout the answers?", "pairs"),
+    "reward": ("What number (or text)\nsums that up?", "reward"),
+    "optimization": ("How does the policy\nuse it?", "treated\npolicy"),
+    "evaluation": ("Did it help, and\nat what cost?", ""),
+}
+
+
+def phases(built: Iterable[str] | None = None) -> Figure:
+    """The survey's story as a drawing: the phases and the follow-up, what passes between them, the notebooks.
+
+    `built`: numbers of the notebooks there are (default: those in the project's folder); the rest is planned.
+    """
+    built = {path.name[:2] for path in NOTEBOOKS.glob("[0-9]*.ipynb")} if built is None else set(built)
+    fig, ax = plt.subplots(figsize=(10, 4.3))
+    ax.set(xlim=(-0.55, 3.5), ylim=(-2.75, 1.25))
+    ax.axis("off")
+    for i, (name, (question, product)) in enumerate(STORY.items()):
+        _box(ax, i - 0.36, 0, 0.72, 1.05, "white", PHASE[name], lw=2)
+        ax.text(i, 0.75, PHASE_TITLE[name], ha="center", va="center", fontsize=9.5, weight="bold")
+        ax.text(i, 0.26, question, ha="center", va="center", fontsize=8.5)
+        if product:
+            ax.annotate("", (i + 0.64, 0.5), (i + 0.36, 0.5), arrowprops={"arrowstyle": "-|>", "color": INK})
+            ax.text(i + 0.5, 0.58, product, ha="center", va="bottom", fontsize=8.5, style="italic")
+        first, last = ROOM[name]
+        for k, (number, title) in enumerate(SERIES[first : last + 1]):
+            _listed(ax, i - 0.36, -0.3 - 0.34 * k, number, title, PHASE[name], number in built)
+    ax.annotate("", (0, -2.45), (3, -2.45), arrowprops={"arrowstyle": "-|>", "color": GRAY, "ls": "--"})
+    ax.text(1.5, -2.52, "next visit: the treated policy answers, people judge again", ha="center", va="top",
+            fontsize=8.5, color=GRAY, style="italic")  # fmt: skip
+    return fig
+
+
+def _listed(ax: Axes, x: float, y: float, number: str, title: str, color: str, built: bool) -> None:
+    """One line of a list of notebooks: a full dot if it is built, an empty one if it is planned."""
+    ax.plot(x + 0.03, y, "o", ms=7, mec=color, mfc=color if built else "white")
+    words = title.replace("-\n", "-").replace("\n", " ")
+    ax.text(x + 0.09, y, f"{number}  {words}", va="center", fontsize=9, color=INK if built else GRAY,
+            weight="bold" if built else "normal")  # fmt: skip
+
+
+SURVEY_WORDS = {  # dimension: the survey's first version -> the values that our taxonomy splits it into
+    "construction basis": {
+        "rule-based": ["rule-based"],
+        "data-driven": ["data-driven"],
+        "(hybrids)": ["hybrid"],
+    },
+    "format": {"numerical": ["scalar", "vector"], "non-numerical": ["textual", "ranking"]},
+    "expression": {"explicit": ["explicit"], "implicit": ["implicit"]},
+    "granularity": {
+        "general": ["response"],
+        "fine-grained": ["segment", "step", "token", "multi-aspect", "multi-stage"],
+    },
+    "optimization": {"RL-based": ["rl"], "RL-free": ["rl-free"], "(ours)": ["inference-time", "in-context"]},
+    "objectives": {"single": ["single"], "multi": ["multi"]},
+}
+
+
+def dimensions(inhabited: dict[str, dict[str, list[str]]]) -> Figure:
+    """The survey's dimensions with all their values; those in `inhabited` ({value: names}) are filled."""
+    fig, ax = plt.subplots(figsize=(10, 5.2))
+    ax.set(xlim=(-1.75, 6.05), ylim=(-len(SURVEY_WORDS) + 0.4, 0.75))
+    ax.axis("off")
+    for row, (dimension, groups) in enumerate(SURVEY_WORDS.items()):
+        color = PHASE["optimization" if dimension == "optimization" else "reward"]
+        ax.text(-1.7, -row, dimension, va="center", fontsize=10.5, weight="bold")
+        x = 0
+        for words, values in groups.items():
+            ax.plot([x + 0.04, x + len(values) - 0.06], [0.36 - row] * 2, color=GRAY, lw=1)
+            ax.text(x + len(values) / 2, 0.38 - row, words, ha="center", va="bottom", fontsize=8, color=GRAY)
+            for value in values:
+                _value(ax, x, -row, value, inhabited.get(dimension, {}).get(value, []), color)
+                x += 1
+    return fig
+
+
+def _value(ax: Axes, x: float, y: float, value: str, names: list[str], color: str) -> None:
+    """One value of a dimension as a box, with the names of what has it."""
+    ink, edge, face = (INK, color, to_rgba(color, 0.3)) if names else (GRAY, FAINT, "white")
+    _box(ax, x + 0.04, y - 0.3, 0.9, 0.58, face, edge)
+    ax.text(x + 0.49, y + 0.14, value, ha="center", va="center", fontsize=9.5, color=ink)
+    listed = textwrap.fill(", ".join(names) or "planned", 21)
+    ax.text(x + 0.49, y - 0.13, listed, ha="center", va="center", fontsize=6.8, color=ink, linespacing=1.1)
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, face, edge, lw: float = 1.2) -> None:
+    """A box with round corners; x and y of its lower left corner."""
+    round_corners = "round,pad=0,rounding_size=0.08"
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=round_corners, lw=lw, fc=face, ec=edge))
+
+
+def reliability(ax: Axes, gap: np.ndarray, color: str, label: str, bins: int = 6) -> None:
+    """Share of right orders against stated confidence sigmoid(|gap|), in bins with equally many pairs."""
+    confidence, right = 1 / (1 + np.exp(-np.abs(gap))), (gap > 0).astype(float)
+    parts = np.array_split(np.argsort(confidence), bins)
+    x, y = ([values[part].mean() for part in parts] for values in (confidence, right))
+    ax.plot([0.5, 1], [0.5, 1], color=FAINT, lw=1, zorder=0)
+    ax.plot(x, y, "o-", color=color, ms=5)
+    label_line(ax, x, y, label, color, at=-2, dx=8 if color == INK else -8, dy=-8 if color == INK else 6,
+               ha="left" if color == INK else "right")  # fmt: skip
+    ax.set(xlabel="stated confidence", ylabel="share right", title="Is it as sure as it should be?", xlim=(0.49, 1.01),
+           ylim=(0.4, 1.02))  # fmt: skip
+
+
+def frontier(ax: Axes, kl, value, kl_n, gold_n, ns) -> None:
+    """The exact optimum's curve and best-of-n's path on axes of gold against KL."""
+    ax.plot(kl, value, color=INK, lw=1.5, ls="--")
+    label_line(ax, kl, value, "exact optimum of gold", INK, dx=-4, dy=9, ha="right")
+    ax.plot(kl_n, gold_n, ".-", color=GOLD, lw=1.5)
+    for i in range(1, len(ns), 2):
+        label_line(ax, kl_n, gold_n, f"n={ns[i]}", GOLD, at=i, dx=0, dy=9, ha="center", fontsize=8)
+    label_line(ax, kl_n, gold_n, "best-of-n", GOLD)
+    ax.axhline(0, color=FAINT, lw=1, zorder=0)
+    ax.set(xlabel="KL from the patient (nats)", ylabel="gold gained (within-prompt sd)")
