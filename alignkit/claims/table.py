@@ -1,0 +1,82 @@
+"""How a claim's evidence is shown: the table that closes every notebook, and the command's.
+
+Marks carry their word, so that nothing depends on color.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alignkit.claims.statistics import spearman
+
+MARKS = {
+    "reproduced": "✓ reproduced",
+    "contradicted": "✗ contradicted",
+    "open": "○ open",
+    "unmeasured": "– unmeasured",
+}
+
+
+def recorded_text(row: Mapping[str, Any]) -> str:
+    """For example "0.62 [0.58, 0.66], 10 seeds", or a dash if nothing is recorded."""
+    if not row["n_seeds"]:
+        return "–"
+    value = f"{row['mean']:.3g}"
+    if row["kind"] == "identity":
+        value = f"at most {value}"
+    if row["ci_low"] is not None:
+        value += f" [{row['ci_low']:.3g}, {row['ci_high']:.3g}]"
+    return f"{value}, {row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """The verdict with its mark. A demonstration is true by construction, and says so."""
+    mark = MARKS[row["verdict"]]
+    return f"{mark} (by construction)" if row["kind"] == "demonstration" else mark
+
+
+def stale_text(row: Mapping[str, Any]) -> str:
+    return f"stale: {'; '.join(row['stale'])}" if row["stale"] else ""
+
+
+def value_text(value: Any) -> str:
+    """One run's value: a number, or the rank correlation of its points."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return f"{spearman(np.asarray(value)):.3g} ({len(value)} points)"
+    return f"{value:.3g}"
+
+
+class ClaimsTable:
+    """A notebook's claims, this run's values, the recorded evidence; shows itself in notebooks and text."""
+
+    def __init__(self, rows: Sequence[Mapping], values: Mapping[str, Any], verdicts: bool = True) -> None:
+        columns: dict[str, list[str]] = {
+            "claim": [row["id"] for row in rows],
+            "statement": [row["statement"] for row in rows],
+            "kind": [row["kind"] for row in rows],
+            "rule": [row["rule"] for row in rows],
+            "this run": [value_text(values.get(row["id"])) for row in rows],
+        }
+        if verdicts:
+            columns["recorded"] = [recorded_text(row) for row in rows]
+            columns["verdict"] = [verdict_text(row) for row in rows]
+            if any(row["stale"] for row in rows):
+                columns["note"] = [stale_text(row) for row in rows]
+        self.frame = pd.DataFrame(columns)
+        self.note = "" if verdicts else "A smoke run is too small for a verdict."
+
+    def _repr_html_(self) -> str:
+        # pandas cuts cells at 50 characters unless told not to
+        with pd.option_context("display.max_colwidth", None):
+            table = self.frame.to_html(index=False, border=0, justify="left")
+        return f"{table}<p>{self.note}</p>" if self.note else table
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None, "display.width", None):
+            return self.frame.to_string(index=False) + (f"\n{self.note}" if self.note else "")
