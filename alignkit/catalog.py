@@ -74,9 +74,7 @@ def load(path: str | Path = CATALOG) -> pd.DataFrame:
 
 def _check_row(row: Mapping[str, str], file: str) -> None:
     def fail(column: str, remedy: str) -> None:
-        raise DataError(
-            f"{file}, row {row['id'] or row['title']!r}, column {column}: {row[column]!r} {remedy}"
-        )
+        raise DataError(f"{file}, row {row['id'] or row['title']!r}, column {column}: {row[column]!r} {remedy}")
 
     for column in COLUMNS:
         if not row[column] and column not in MAY_BE_EMPTY:

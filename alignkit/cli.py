@@ -52,14 +52,10 @@ def run(
         typer.Argument(help='Names, numbers ("02") or paths; default: all.', show_default=False),
     ] = None,
     profile: Annotated[str, typer.Option(help="smoke, standard or thorough (evidence).")] = "standard",
-    seeds: Annotated[
-        str, typer.Option(help="0, or 1,2,3, or 1-5. 1..99 are evidence, 100 up for tuning.")
-    ] = "0",
+    seeds: Annotated[str, typer.Option(help="0, or 1,2,3, or 1-5. 1..99 are evidence, 100 up for tuning.")] = "0",
     jobs: Annotated[int, typer.Option(help="How many notebooks run at a time, one thread each.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for executed copies and results.")] = Path("runs"),
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Update the notebooks and recorded evidence.")
-    ] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Update the notebooks and recorded evidence.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what was done before.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds per notebook.")] = 1800,
     param: Annotated[list[str] | None, typer.Option(help="A further parameter, key=value.")] = None,
@@ -123,9 +119,7 @@ def _report_seconds(outcomes: list[Outcome]) -> None:
             stem,
             ", ".join(f"{o.job.seed} {o.status}" for o in outcomes if o.job.stem == stem),
             f"{seconds:.1f}",
-            f"over {LIVE_SECONDS} s"
-            if outcomes[0].job.profile == "standard" and seconds > LIVE_SECONDS
-            else "",
+            f"over {LIVE_SECONDS} s" if outcomes[0].job.profile == "standard" and seconds > LIVE_SECONDS else "",
         ]
         for stem, seconds in slowest.items()
     ]
@@ -140,9 +134,7 @@ def _values_of(outcomes: list[Outcome]) -> dict[str, Any]:
     if len({outcome.job.seed for outcome in outcomes}) > 1:
         return {}
     done = [Path(outcome.job.result) for outcome in outcomes if outcome.status != "failed"]
-    return {
-        claim_id: value for path in done for claim_id, value in claims.read_result(path)["values"].items()
-    }
+    return {claim_id: value for path in done for claim_id, value in claims.read_result(path)["values"].items()}
 
 
 # --- claims, catalog
@@ -151,9 +143,7 @@ def _values_of(outcomes: list[Outcome]) -> dict[str, Any]:
 @app.command()
 def claims(
     notebook: Annotated[str | None, typer.Option(help="Only this notebook's (its stem or number).")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Another folder of results, such as runs/results.")
-    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Another folder of results, such as runs/results.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What is claimed and what the recorded evidence says, with verdicts and what is stale."""
@@ -180,9 +170,7 @@ def catalog(
         list[str] | None,
         typer.Argument(help="Conditions: granularity=step, 'format=vector|textual', 'year>=2024'."),
     ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="The same as an option; all conditions must hold.")
-    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="The same as an option; all conditions must hold.")] = None,
     crosstab: Annotated[
         tuple[str, str] | None, typer.Option(help="Count by two fields.", metavar="ROWS COLUMNS")
     ] = None,
@@ -217,9 +205,7 @@ def catalog(
 
 @app.command()
 def diagnose(
-    source: Annotated[
-        str, typer.Argument(help="A preference data set: a file, a folder, or a name on the Hub.")
-    ],
+    source: Annotated[str, typer.Argument(help="A preference data set: a file, a folder, or a name on the Hub.")],
     limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
     as_json: AsJson = False,

@@ -78,7 +78,14 @@ def use_style() -> None:
 def label_line(ax: Axes, x, y, text: str, color: str, at: int = -1, dx: float = 5, dy: float = 0, **style) -> None:
     """Write a line's name beside one of its points, in the line's color; dx and dy in typographic points."""
     style = {"ha": "left", "va": "center", "fontsize": 9.5, **style}
-    ax.annotate(text, (np.asarray(x)[at], np.asarray(y)[at]), (dx, dy), textcoords="offset points", color=color, **style)
+    ax.annotate(
+        text, (np.asarray(x)[at], np.asarray(y)[at]), (dx, dy), textcoords="offset points", color=color, **style
+    )
+
+
+def say(ax: Axes, text: str) -> None:
+    """A small gray note in the lower right corner."""
+    ax.annotate(text, (0.99, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color=GRAY)
 
 
 def band(ax: Axes, x, per_row: np.ndarray, color: str, label: str = "", **style) -> np.ndarray:
@@ -109,8 +116,9 @@ def where_we_are(phase: str | None = None, notebook: str | None = None, note: st
         room = next((r for r, (first, last) in ROOM.items() if first <= i <= last), None)
         here = number == notebook
         color = PHASE[room] if room else INK
+        fill, edge = color if here else "white", color if here or not room else FAINT
         box = FancyBboxPatch((i - 0.42, 0.12), 0.84, 1.1, boxstyle="round,pad=0,rounding_size=0.12", lw=1.2,
-                             facecolor=color if here else "white", edgecolor=color if here or not room else FAINT)  # fmt: skip
+                             facecolor=fill, edgecolor=edge)  # fmt: skip
         ax.add_patch(box)
         ink = "white" if here and room != "reward" else INK
         ax.text(i, 0.98, number, ha="center", va="center", fontsize=9, weight="bold", color=ink)
@@ -169,7 +177,8 @@ def curves(ax: Axes, x, lines: dict, colors: Iterable[str], past: Iterable[dict]
         for run in past:
             ax.plot(run["x"], run[name], color=color, lw=0.8, alpha=0.35, zorder=1)
         ax.plot(x, y, "o-", color=color)
-        label_line(ax, x, y, name, color)
+        crowded = any(abs(other[-1] - y[-1]) < 0.02 for key, other in lines.items() if key != name)
+        label_line(ax, x, y, name, color, dy=7 * crowded * (1 if y is list(lines.values())[0] else -1))
     _say_recorded(ax, past)
 
 

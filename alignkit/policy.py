@@ -119,9 +119,11 @@ class Policy:
     def _pad(self, heads: list[list[int]], tails: list[list[int]]) -> Batch:
         left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (left - len(h)) + h + t + [pad] * (right - len(t)) for h, t in zip(heads, tails)])
+        ids = torch.tensor(
+            [[pad] * (left - len(h)) + h + t + [pad] * (right - len(t)) for h, t in zip(heads, tails, strict=False)]
+        )
         attention = torch.tensor([[0] * (left - len(h)) + [1] * (len(h) + len(t)) + [0] * (right - len(t))
-                                  for h, t in zip(heads, tails)])  # fmt: skip
+                                  for h, t in zip(heads, tails, strict=False)])  # fmt: skip
         ids, attention = ids.to(self.device), attention.to(self.device)
         return Batch(ids, attention, ids[:, left:], attention[:, left:])
 
@@ -198,7 +200,7 @@ class Policy:
             tails += self._sample_rows(heads, owner[rows], noise[rows].to(self.device), temperature)
         eos = self.tokenizer.eos_token_id
         ended = torch.tensor([bool(t) and t[-1] == eos for t in tails])
-        texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended)],
+        texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended, strict=False)],
                                             skip_special_tokens=True)  # fmt: skip
         everything = self._pad([heads[i] for i in owner], tails)
         return Rollout([prompts[i] for i in owner], [t.strip() for t in texts], everything, ended)
@@ -232,7 +234,7 @@ class Policy:
             out = self.model(input_ids=token[:, None], attention_mask=attention, position_ids=position,
                              past_key_values=cache, use_cache=True)  # fmt: skip
             logits, position = out.logits[:, -1], position + 1
-        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())]
+        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=False)]
 
 
 def positions(attention: Tensor) -> Tensor:
@@ -295,7 +297,8 @@ def _shipped(name: str, patient: int) -> Path | None:
 def _no_policy(source: str, why: str) -> str:
     names = sorted({p.parent.name.rsplit("-", 1)[0] for p in MODELS.glob("*/config.json")})
     return (
-        f"could not load a policy from {source!r}: {why}. Give a shipped name ({', '.join(names) or 'none built yet'}), "
+        f"could not load a policy from {source!r}: {why}. Give a shipped name "
+        f"({', '.join(names) or 'none built yet'}), "
         "a folder with config.json, model.safetensors and a tokenizer, or a Hub id such as 'org/name' "
         "(which needs a network or a local cache)."
     )

@@ -130,8 +130,7 @@ QUESTIONS: dict[str, str] = {
     "and which shaping objectives support each?",
     "2 construction": "How are rewards built: from rules, data, or hybrids of heterogeneous supervision?",
     "3 interaction": "How do rewards interact with optimization: RLHF, DPO, in-context alignment?",
-    "4 assessment": "How are rewards assessed: robustness, generalization, safety diagnostics, "
-    "downstream impact?",
+    "4 assessment": "How are rewards assessed: robustness, generalization, safety diagnostics, downstream impact?",
 }
 """The four questions of the survey's journal version."""
 
@@ -167,9 +166,7 @@ CROSSWALK: list[CrosswalkRow] = [
         "response (general); segment, step, token, multi-aspect, multi-stage (fine-grained)",
         "1 formulation",
     ),
-    CrosswalkRow(
-        "optimization", "RL-based, RL-free", "rl, rl-free, inference-time, in-context", "3 interaction"
-    ),
+    CrosswalkRow("optimization", "RL-based, RL-free", "rl, rl-free, inference-time, in-context", "3 interaction"),
     CrosswalkRow(
         "scope",
         "single, multi",

@@ -41,9 +41,7 @@ def open(notebook: str, seed: int = 0, profile: str = "standard") -> Ledger:  # 
         raise AlignkitError(f"seed is {seed!r}; it must be a whole number from 0 up")
     running = os.environ.get("ALIGNKIT_NOTEBOOK")
     if running and Path(running).stem != notebook:
-        raise AlignkitError(
-            f"claims.open(notebook={notebook!r}) is called in {running}; give that file's stem"
-        )
+        raise AlignkitError(f"claims.open(notebook={notebook!r}) is called in {running}; give that file's stem")
     return Ledger(notebook, seed, profile)
 
 
@@ -95,9 +93,7 @@ class Ledger:
         """{seed: series} from the recorded evidence runs of this notebook; {} if there are none."""
         self._read_evidence = True
         return {
-            result["seed"]: result["series"][name]
-            for result in evidence(self.notebook)
-            if name in result["series"]
+            result["seed"]: result["series"][name] for result in evidence(self.notebook) if name in result["series"]
         }
 
     def table(self) -> ClaimsTable:
@@ -194,9 +190,7 @@ def evidence_hash(notebook: str, results: str | Path | None = None) -> str:
     return fingerprint.sha(json.dumps(found, sort_keys=True))
 
 
-def summarize(
-    results: str | Path | None = None, paths: Mapping[str, str | Path] | None = None
-) -> list[dict[str, Any]]:
+def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path] | None = None) -> list[dict[str, Any]]:
     """One row per registered claim: evidence over seeds, verdict, whether it survives Holm, what is stale.
 
     `mean` is the mean over seeds for seeded claims and demonstrations, Spearman's correlation for population
@@ -213,9 +207,7 @@ def summarize(
     return rows
 
 
-def _summary_rows(
-    claims: Iterable[Claim], results: list[dict], path: str | Path | None = None
-) -> list[dict[str, Any]]:
+def _summary_rows(claims: Iterable[Claim], results: list[dict], path: str | Path | None = None) -> list[dict[str, Any]]:
     """The rows of one notebook's claims, without Holm's correction, which concerns the whole ledger."""
     reasons = {result["seed"]: fingerprint.stale_reasons(result, path) for result in results}
     return [_summary_row(claim, results, reasons) for claim in claims]

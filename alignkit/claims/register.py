@@ -85,9 +85,7 @@ def _parse(entry: object, where: str) -> Claim:
         raise DataError(f"{where}: phase is {entry['phase']!r}; it must be one of {', '.join(Phase)}")
     sources = entry["source"] if isinstance(entry["source"], list) else [entry["source"]]
     if not all(isinstance(source, str) for source in sources):
-        raise DataError(
-            f"{where}: source is {entry['source']!r}; quote arXiv ids, YAML reads them as numbers"
-        )
+        raise DataError(f"{where}: source is {entry['source']!r}; quote arXiv ids, YAML reads them as numbers")
     text = {name: str(entry[name]).strip() for name in FIELDS if name not in ("source", "rule")}
     rule = statistics.Rule.parse(entry["rule"], entry["kind"], where)
     return Claim(**text, source=tuple(sources), rule=rule)
@@ -100,9 +98,7 @@ def _check_sources(claims: Iterable[Claim], file: str) -> None:
     for claim in claims:
         for source in claim.source:
             if ARXIV_ID.fullmatch(source) and source not in known:
-                raise DataError(
-                    f"{file} ({claim.id}): source {source} is not in data/catalog.csv; add it there"
-                )
+                raise DataError(f"{file} ({claim.id}): source {source} is not in data/catalog.csv; add it there")
 
 
 def of_notebook(notebook: str) -> dict[str, Claim]:

@@ -31,9 +31,7 @@ class Chart:
         return shown.to_html(float_format="{:+.2f}".format, na_rep="")
 
 
-def measure(
-    world: World, policy: Policy, prompts: list[str], n: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def measure(world: World, policy: Policy, prompts: list[str], n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Per-prompt means of gold, aspects, symptoms and length (words), and the samples they come from."""
     rollout = policy.rollout(prompts, n, seed=seed)
     p, c = rollout.prompts, rollout.completions
@@ -68,9 +66,7 @@ def chart(
         return Chart(table, old_samples)
     new, new_samples = measure(world, after, prompts, n, seed)
     table = table.join(_with_interval(new, "after")).join(_with_interval(new - old, "change"))
-    samples = old_samples.merge(
-        new_samples, left_index=True, right_index=True, suffixes=("_before", "_after")
-    )
+    samples = old_samples.merge(new_samples, left_index=True, right_index=True, suffixes=("_before", "_after"))
     return Chart(table, samples)
 
 

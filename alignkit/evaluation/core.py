@@ -47,9 +47,7 @@ def best_of_n_weights(proxy: np.ndarray, n: int) -> np.ndarray:
     proxy = np.atleast_2d(proxy)
     size = proxy.shape[1]
     if not 1 <= n <= size:
-        raise AlignkitError(
-            f"best of {n} can't be estimated from {size} samples a prompt: draw more or lower n"
-        )
+        raise AlignkitError(f"best of {n} can't be estimated from {size} samples a prompt: draw more or lower n")
     ranks = np.arange(1, size + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_weight = _log_choose(ranks - 1, n - 1) - _log_choose(size, n)
@@ -158,6 +156,4 @@ def beta_for_kl(reward: np.ndarray, kl: float) -> float:
             f"no beta between 0.001 and 1000 puts the optimum at a KL of {kl} nats: these rewards reach "
             f"{low:.2g} to {high:.2g}; ask for less or draw more samples a prompt"
         )
-    return float(
-        np.exp(brentq(lambda b: _tilt(reward, reward, np.exp(b))[0] - kl, np.log(1e-3), np.log(1e3)))
-    )
+    return float(np.exp(brentq(lambda b: _tilt(reward, reward, np.exp(b))[0] - kl, np.log(1e-3), np.log(1e3))))

@@ -39,6 +39,4 @@ def raw_agreement(first: Dataset, second: Dataset) -> float:
 
 def swap(pairs: Dataset) -> Dataset:
     """The same unlabeled pairs shown in the other order."""
-    return Dataset.from_dict(
-        {"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]}
-    )
+    return Dataset.from_dict({"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]})

@@ -44,15 +44,14 @@ class Annotator:
         unknown = set(self.weights) - set(world.aspects)
         if unknown:
             raise AlignkitError(
-                f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; it has {', '.join(world.aspects)}"
+                f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; "
+                f"it has {', '.join(world.aspects)}"
             )
         weights = {**world.weights, **self.weights}
         aspects = world.gold_aspects(prompts, completions)
         return sum(weights[name] * aspects[name] for name in world.aspects)
 
-    def prefers_first(
-        self, world: World, prompts: list[str], first: list[str], second: list[str]
-    ) -> np.ndarray:
+    def prefers_first(self, world: World, prompts: list[str], first: list[str], second: list[str]) -> np.ndarray:
         """Probability of choosing the completion shown first, shape (N,)."""
         gap = self.utility(world, prompts, first) - self.utility(world, prompts, second)
         longer = np.array([len(a.split()) - len(b.split()) for a, b in zip(first, second, strict=True)], dtype=float)

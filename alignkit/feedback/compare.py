@@ -40,9 +40,7 @@ def draw_pairs(
     return Dataset.from_dict({name: [values[i] for i in keep] for name, values in columns.items()})
 
 
-def label(
-    world: World, pairs: Dataset, annotator: Annotator | Sequence[Annotator], seed: int = 0
-) -> Dataset:
+def label(world: World, pairs: Dataset, annotator: Annotator | Sequence[Annotator], seed: int = 0) -> Dataset:
     """Ask one annotator, or several in turn, about each pair of `prompt/first/second`.
 
     Returns columns `prompt/chosen/rejected` (TRL) and `position` (which side was chosen: "first" or "second"),

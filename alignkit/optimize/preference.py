@@ -59,7 +59,7 @@ def dpo(
     """Direct preference optimization on `prompt/chosen/rejected` with `policy` as the reference (2305.18290).
 
     beta is the strength of the KL penalty of the objective that DPO solves implicitly: smaller moves farther. Returns a
-    new policy; its history holds loss, accuracy and margin of the implicit reward, and how both log-probabilities moved.
+    new policy; its history holds loss, accuracy and margin of the implicit reward, and how both log-probs moved.
     """
     check_pairs(pairs)
     if not beta > 0:

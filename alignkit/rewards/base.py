@@ -50,7 +50,8 @@ class Reward:
             raise
         except Exception as error:  # whatever a user's function raises is a fact about that function
             raise RewardError(
-                f"reward {self.card.name!r} raised {type(error).__name__}: {error} (on {len(completions)} completions); "
+                f"reward {self.card.name!r} raised {type(error).__name__}: {error} "
+                f"(on {len(completions)} completions); "
                 "try it on one completion by itself"
             ) from error
         if not isinstance(judgement, Judgement):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import trange
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit.errors import AlignkitError, ContextError, DataError
 from alignkit.policy import Batch, Policy, load_policy, positions, shuffled_batches
@@ -117,7 +117,7 @@ class BradleyTerry(Reward):
             return Judgement(np.zeros(0))
         distinct = list(dict.fromkeys(zip(map(str, prompts), completions, strict=True)))  # samples repeat: score once
         if isinstance(prompts[0], str) and len(distinct) < len(completions):
-            known = dict(zip(distinct, self._score(*map(list, zip(*distinct)), batch_size), strict=True))
+            known = dict(zip(distinct, self._score(*map(list, zip(*distinct, strict=False)), batch_size), strict=True))
             return Judgement(np.array([known[row] for row in zip(prompts, completions, strict=True)]))
         return Judgement(self._score(prompts, completions, batch_size))
 
@@ -134,9 +134,25 @@ class BradleyTerry(Reward):
 
         Other programs will read its score off the last token, which is this reward only if pooling is "last".
         """
+        self.model.config.alignkit_pooling = self.pooling
         self.model.save_pretrained(folder)
         self.codec.tokenizer.save_pretrained(folder)
         return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> BradleyTerry:
+        """Read what `save` wrote, or any local sequence-classification model with one label (pooling "last")."""
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise AlignkitError(f"could not load a reward model from {str(folder)!r}: {why}") from error
+        if model.config.num_labels != 1:
+            raise AlignkitError(f"{str(folder)!r} has {model.config.num_labels} labels; a scalar reward needs one")
+        return cls(model, Policy(model, tokenizer), getattr(model.config, "alignkit_pooling", "last"))
 
 
 def check_pairs(pairs: Dataset, margin: str | None = None) -> None:

@@ -84,9 +84,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in str(text).split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise AlignkitError(
-                f"can't read seeds {text!r}; write 0, or 1,2,3, or 1-5 (the smaller number first)"
-            )
+            raise AlignkitError(f"can't read seeds {text!r}; write 0, or 1,2,3, or 1-5 (the smaller number first)")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 
@@ -103,13 +101,9 @@ def _goes_in_place(profile: str, seed: int) -> bool:
 
 def _check_in_place(profile: str, seeds: Sequence[int], parameters: Mapping[str, Any]) -> None:
     if profile == "smoke":
-        raise AlignkitError(
-            "--in-place with profile smoke would replace results by those of a test; use standard"
-        )
+        raise AlignkitError("--in-place with profile smoke would replace results by those of a test; use standard")
     if parameters:
-        raise AlignkitError(
-            "--in-place with --param would store results that the notebook doesn't give; drop one"
-        )
+        raise AlignkitError("--in-place with --param would store results that the notebook doesn't give; drop one")
     if not any(_goes_in_place(profile, seed) for seed in seeds):
         raise AlignkitError(
             "--in-place has nothing to store: it takes seed 0 at profile standard (the notebook) "

@@ -33,8 +33,7 @@ from alignkit.runner.job import Job
 # Two processes with one thread each beat one process with two threads, and one thread is what results are
 # timed on.
 ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 } | {"TOKENIZERS_PARALLELISM": "false"}
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
 

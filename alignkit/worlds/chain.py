@@ -1,7 +1,7 @@
-"""The world "chain": a corridor with the reward at its end, where credit must travel. Exact, and learned in milliseconds.
+"""The world "chain": a corridor with the reward at its end, where credit must travel. Exact, learned in milliseconds.
 
-States 0..length-1; action 1 moves right, action 0 moves left (state 0 has a wall); moving right from the last state ends
-the episode with reward 1. This is where reward shaping is studied.
+States 0..length-1; action 1 moves right, action 0 moves left (state 0 has a wall); moving right from the last state
+ends the episode with reward 1. This is where reward shaping is studied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def no_bonus(state: int, after: int) -> float:
 
 
 def potential_bonus(potential: Callable[[int], float], gamma: float) -> Bonus:
-    """gamma * Phi(s') - Phi(s): the only bonus that leaves every optimal policy as it is (Ng, Harada & Russell 1999)."""
+    """gamma * Phi(s') - Phi(s): the only bonus that leaves every optimal policy as it is (Ng et al. 1999)."""
     return lambda state, after: gamma * potential(after) - potential(state)
 
 
@@ -47,7 +47,9 @@ class Chain:
         after, reward = self.step(state, action)
         return reward + bonus(state, after) + self.gamma * value[after]
 
-    def episodes_to_learn(self, bonus: Bonus, seed: int, epsilon: float = 0.3, rate: float = 0.5, most: int = 3000) -> int:
+    def episodes_to_learn(
+        self, bonus: Bonus, seed: int, epsilon: float = 0.3, rate: float = 0.5, most: int = 3000
+    ) -> int:
         """Episodes of epsilon-greedy Q-learning until the greedy policy walks straight to the end; at most `most`.
 
         An episode is cut after 10 x length moves; ties are broken at random.

@@ -196,9 +196,7 @@ def _position(report: dict) -> Iterator[Advice]:
 
 
 def _format(report: dict) -> Iterator[Advice]:
-    marks = [
-        mark for mark in report["format"] if mark["clear"] and abs(mark["difference"]["value"]) >= FORMAT_LEAN
-    ]
+    marks = [mark for mark in report["format"] if mark["clear"] and abs(mark["difference"]["value"]) >= FORMAT_LEAN]
     for mark in marks:
         only = mark["chosen_when_only_one_has_it"]
         yield _advice(

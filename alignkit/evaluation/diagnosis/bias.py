@@ -158,9 +158,7 @@ def check_words(chosen: csr_matrix, rejected: csr_matrix, words: np.ndarray) -> 
     order = listed[np.argsort(-z[listed], kind="stable")]
 
     def entries(positions: np.ndarray) -> list[dict]:
-        columns = zip(
-            words[positions], z[positions], in_chosen[positions], in_rejected[positions], strict=True
-        )
+        columns = zip(words[positions], z[positions], in_chosen[positions], in_rejected[positions], strict=True)
         return [
             {"word": str(word), "z": round(float(score), 4), "chosen": int(more), "rejected": int(less)}
             for word, score, more, less in columns

@@ -135,9 +135,7 @@ def _whiskers(axes: Axes, rows: list[tuple[str, dict, str]], scale: float, form:
         if number["low"] is not None:
             axes.plot([scale * number["low"], scale * number["high"]], [place, place], color=color, lw=2)
         axes.plot(value, place, "o", color=color, ms=7)
-        axes.annotate(
-            form.format(value), (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=9
-        )
+        axes.annotate(form.format(value), (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.tick_params(left=False)

@@ -93,9 +93,7 @@ class _BadRow(Exception):
     """A row that is no usable pair; the text is the reason, the same for every row with that fault."""
 
 
-def read_pairs(
-    source, limit: int | None = None, split: str | None = None, show_progress: bool = False
-) -> PairSet:
+def read_pairs(source, limit: int | None = None, split: str | None = None, show_progress: bool = False) -> PairSet:
     """Read `source` (path, directory, Hub id or datasets.Dataset); stop after `limit` rows, usable or not.
 
     Broken rows are counted with their reason and reading goes on. Raises DataError if the source is missing,

@@ -149,8 +149,7 @@ def _examples(frame: pd.DataFrame, masks: Masks, most: int) -> dict[str, list[di
         return {}
     ordered = {finding: frame[mask].sort_values("order") for finding, mask in masks.items() if mask.any()}
     return {
-        finding: rows[["row", *PAIR]].head(most).map(_shorten).to_dict("records")
-        for finding, rows in ordered.items()
+        finding: rows[["row", *PAIR]].head(most).map(_shorten).to_dict("records") for finding, rows in ordered.items()
     }
 
 
@@ -202,9 +201,7 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self._count(name)} {name}" for name in SEVERITIES)
-        return (
-            f"Diagnosis({self.report['source']['name']!r}, {self.report['rows']['used']:,} pairs: {counts})"
-        )
+        return f"Diagnosis({self.report['source']['name']!r}, {self.report['rows']['used']:,} pairs: {counts})"
 
     def plot(self) -> Figure:
         """Accuracy, length, format and turns at a glance."""

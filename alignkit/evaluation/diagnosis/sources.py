@@ -82,9 +82,7 @@ def _open_file(path: Path) -> RowStream:
         return RowStream(str(path), _csv_rows(path), columns=_csv_columns(path))
     if name.endswith(".parquet"):
         return _open_parquet(path)
-    raise DataError(
-        f"{path} has an unknown format. Supported are: {', '.join(SUFFIXES)}, or a directory of these."
-    )
+    raise DataError(f"{path} has an unknown format. Supported are: {', '.join(SUFFIXES)}, or a directory of these.")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
@@ -121,18 +119,10 @@ def _json_list(path: Path) -> list:
             "line is an object of its own, name it .jsonl; otherwise download or export it again."
         ) from error
     except RecursionError as error:
-        raise DataError(
-            f"{path} nests too deeply to be read as JSON. Export it as a flat list of objects."
-        ) from error
+        raise DataError(f"{path} nests too deeply to be read as JSON. Export it as a flat list of objects.") from error
     if not isinstance(content, list):
-        found = (
-            f"an object with the keys {short_names(content)}"
-            if isinstance(content, dict)
-            else "a single value"
-        )
-        raise DataError(
-            f"{path} holds {found}, not a list of pairs. Save it as a list of objects, one per pair."
-        )
+        found = f"an object with the keys {short_names(content)}" if isinstance(content, dict) else "a single value"
+        raise DataError(f"{path} holds {found}, not a list of pairs. Save it as a list of objects, one per pair.")
     return content
 
 
@@ -165,9 +155,7 @@ def _open_parquet(path: Path) -> RowStream:
     try:
         table = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is not a whole Parquet file ({_first_line(error)}). Download it again."
-        ) from error
+        raise DataError(f"{path} is not a whole Parquet file ({_first_line(error)}). Download it again.") from error
     return RowStream(str(path), _parquet_rows(path, table), columns=table.schema_arrow.names)
 
 
@@ -192,9 +180,7 @@ def _open_directory(path: Path, split: str | None) -> list[RowStream]:
         return [_open_saved(path, split)]
     files = sorted(file for file in path.rglob("*") if _holds_pairs(file, path))
     if not files:
-        raise DataError(
-            f"{path} holds no data file. Expected {', '.join(SUFFIXES)}, or a data set saved to disk."
-        )
+        raise DataError(f"{path} holds no data file. Expected {', '.join(SUFFIXES)}, or a data set saved to disk.")
     chosen = [file for file in files if split is None or re.match(rf"{re.escape(split)}\b", file.name)]
     if not chosen:
         names = ", ".join(file.name for file in files[:8])
@@ -213,17 +199,13 @@ def _open_saved(path: Path, split: str | None) -> RowStream:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # `datasets` passes on whatever Arrow, JSON or the file system raised
-        raise DataError(
-            f"{path} looks like a saved data set but can't be loaded: {_first_line(error)}."
-        ) from error
+        raise DataError(f"{path} looks like a saved data set but can't be loaded: {_first_line(error)}.") from error
     return _from_dataset(loaded, str(path), split)
 
 
 def _open_hub(name: str, split: str | None) -> RowStream:
     if name.lower().endswith(SUFFIXES) or not HUB_ID.fullmatch(name):
-        raise DataError(
-            f"{name}: no such file or directory. Check the path (relative paths start in {Path.cwd()})."
-        )
+        raise DataError(f"{name}: no such file or directory. Check the path (relative paths start in {Path.cwd()}).")
     return _from_dataset(load_from_hub(name), name, split)
 
 

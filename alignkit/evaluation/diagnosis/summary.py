@@ -38,9 +38,7 @@ def _numbers(report: dict, show_words: bool) -> list[str]:
     }
     if show_words and report["words"]:
         for side in ("chosen", "rejected"):
-            lines[f"words {side}"] = (
-                ", ".join(entry["word"] for entry in report["words"][side][:SHOWN_WORDS]) or "none"
-            )
+            lines[f"words {side}"] = ", ".join(entry["word"] for entry in report["words"][side][:SHOWN_WORDS]) or "none"
     if report["source"]["notes"]:
         lines["notes"] = "; ".join(report["source"]["notes"])
     return [f"  {name:<15} {text}" for name, text in lines.items()]
