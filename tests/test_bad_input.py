@@ -1,0 +1,183 @@
+"""Whatever is wrong with an input, one clear message names the place and the remedy."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from alignkit import optimize, rewards
+from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
+
+PROMPTS = ["please explain iron ?", "please explain salt ?"]
+GOOD = {"prompt": PROMPTS, "chosen": ["iron can rust .", "salt melts ice ."], "rejected": ["no .", "yes ."]}
+
+
+def use_directly(tiny, reward):
+    return reward(PROMPTS * 2, ["iron can rust ."] * 4)
+
+
+def use_in_grpo(tiny, reward):
+    return optimize.grpo(tiny, PROMPTS, reward, steps=1, prompts_per_step=2, group_size=2, max_new_tokens=8)
+
+
+def use_in_rloo(tiny, reward):
+    return optimize.rloo(tiny, PROMPTS, reward, steps=1, prompts_per_step=2, group_size=2, max_new_tokens=8)
+
+
+def use_in_best_of_n(tiny, reward):
+    return optimize.best_of_n(tiny, PROMPTS, reward, 2, max_new_tokens=8)
+
+
+def use_as_trl(tiny, reward):
+    return rewards.to_trl(reward)(prompts=PROMPTS, completions=["salt .", "salt ."])
+
+
+def broken(prompts, completions):
+    raise KeyError("topic")
+
+
+def spoiled(value):
+    """Fine for every row but the second."""
+    return lambda prompts, completions: [value if i == 1 else 0.5 for i in range(len(completions))]
+
+
+@pytest.mark.parametrize("use", [use_directly, use_in_grpo, use_in_rloo, use_in_best_of_n, use_as_trl])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (spoiled(float("nan")), r"'mine' returned nan for row 1 \(1 such rows\), prompt .*must be finite"),
+        (spoiled(float("-inf")), "'mine' returned -inf for row 1 .*completion .*must be finite"),
+        (spoiled(None), "'mine' returned nan for row 1"),
+        (spoiled("good"), "'mine' returned scores that are not numbers"),
+        (
+            lambda p, c: [1.0],
+            r"'mine' returned scores of shape \(1,\) for \d completions: .*one number for each",
+        ),
+        (lambda p, c: 1.0, r"'mine' returned scores of shape \(\)"),
+        (lambda p, c: None, r"'mine' returned scores of shape \(\)"),
+        (lambda p, c: np.zeros((len(c), 1)), r"'mine' returned scores of shape \(\d, 1\)"),
+        (lambda p, c: [[1.0]] + [[1.0, 2.0]] * (len(c) - 1), "'mine' returned scores that are not numbers"),
+        (lambda p, c: torch.ones(len(c), requires_grad=True), "'mine' returned scores that are not numbers"),
+        (lambda p, c: rewards.Judgement([float("inf")] * len(c)), "'mine' returned inf for row 0"),
+        (broken, "'mine' raised KeyError: 'topic' .*try it on one completion by itself"),
+        (lambda p: [1.0], "'mine' raised TypeError"),
+    ],
+)
+def test_a_reward_that_misbehaves_is_named(tiny, use, function, message):
+    with pytest.raises(RewardError, match=message):
+        use(tiny, rewards.as_reward(function, "mine"))
+
+
+def test_the_error_of_a_reward_keeps_its_cause():
+    with pytest.raises(RewardError) as caught:
+        rewards.as_reward(broken)(PROMPTS, ["a", "b"])
+    assert isinstance(caught.value.__cause__, KeyError) and "'broken'" in str(caught.value)
+
+
+def test_a_reward_class_must_return_a_judgement():
+    class Mine(rewards.Reward):
+        card = rewards.RandomReward(0).card
+
+        def judge(self, prompts, completions):
+            return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match="judge returned list, not a Judgement"):
+        Mine()(PROMPTS, ["a", "b"])
+
+
+def test_what_cannot_be_called_is_no_reward():
+    with pytest.raises(RewardError, match=r"callable on \(prompts, completions\), not float"):
+        rewards.as_reward(0.5)
+
+
+def test_a_reward_needs_one_prompt_for_each_completion():
+    with pytest.raises(RewardError, match="2 prompts but 1 completions: give one prompt for each"):
+        rewards.RandomReward(0)(PROMPTS, ["a"])
+
+
+FITS = {
+    "reward": lambda tiny, data, **options: rewards.BradleyTerry.fit(data, tiny, **options),
+    "dpo": lambda tiny, data, **options: optimize.dpo(tiny, data, **options),
+}
+LONG = "salt " * 200
+
+
+@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (
+            {"prompt": PROMPTS, "completion": ["a", "b"]},
+            DataError,
+            r"missing \['chosen', 'rejected'\], found \['prompt', ",
+        ),
+        ({k: [] for k in GOOD}, DataError, "no pairs to fit: the data set is empty"),
+        (
+            GOOD | {"chosen": ["iron .", None]},
+            DataError,
+            "row 1: 'chosen' is NoneType, not text; drop or mend",
+        ),
+        (GOOD | {"rejected": [1, 2]}, DataError, "row 0: 'rejected' is int, not text"),
+        (
+            GOOD | {"chosen": [[{"role": "assistant", "content": "x"}]] * 2},
+            DataError,
+            "row 0: 'chosen' is list",
+        ),
+        (GOOD | {"prompt": [PROMPTS[0], None]}, DataError, "row 1: 'prompt' is NoneType, not text"),
+        (
+            GOOD | {"rejected": ["no .", LONG]},
+            ContextError,
+            "row 1: prompt .5 tokens. .*201.*96 tokens.*shorten or drop",
+        ),
+        (GOOD | {"prompt": [LONG, PROMPTS[0]]}, ContextError, "row 0: prompt .201 tokens."),
+    ],
+)
+def test_unusable_pairs_are_named_by_column_or_row(tiny, fit, columns, error, message):
+    with pytest.raises(error, match=message):
+        fit(tiny, Dataset.from_dict(columns))
+
+
+@pytest.mark.parametrize(
+    ("margins", "message"),
+    [
+        (None, r"missing \['margin'\]"),
+        ([1.0, None], "row 1: 'margin' is None"),
+        ([float("nan"), 1.0], "row 0: .* nan"),
+    ],
+)
+def test_unusable_margins_are_named(tiny, margins, message):
+    data = Dataset.from_dict(GOOD | ({"margin": margins} if margins else {}))
+    with pytest.raises(DataError, match=message):
+        rewards.BradleyTerry.fit(data, tiny, margin="margin")
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (GOOD, DataError, r"missing \['completion'\], 2 rows"),
+        ({"prompt": [], "completion": []}, DataError, r"missing \[\], 0 rows"),
+        (
+            {"prompt": PROMPTS, "completion": ["iron .", None]},
+            DataError,
+            "row 1: 'completion' is NoneType, not text",
+        ),
+        ({"prompt": PROMPTS, "completion": ["iron .", LONG]}, ContextError, "row 1: .*context of 96 tokens"),
+    ],
+)
+def test_unusable_demonstrations_are_named_by_column_or_row(tiny, columns, error, message):
+    with pytest.raises(error, match=message):
+        optimize.sft(tiny, Dataset.from_dict(columns))
+
+
+def test_a_completion_longer_than_the_context_cannot_be_scored(tiny):
+    reward = rewards.BradleyTerry.new(tiny)
+    with pytest.raises(RewardError, match="raised ContextError: row 1: .*shorten or drop that row"):
+        reward(PROMPTS, ["salt .", LONG])
+
+
+def test_every_error_is_one_line_and_of_one_kind(tiny):
+    for kind in (DataError, RewardError, ContextError):
+        assert issubclass(kind, AlignkitError) and issubclass(kind, ValueError)
+    with pytest.raises(AlignkitError) as caught:
+        rewards.as_reward(spoiled(float("nan")))(PROMPTS, ["two\nlines", "and\nmore"])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,42 @@
+"""The shipped patients are small and safe to load, and building them is reproducible."""
+
+from alignkit.build import build_models, make_tokenizer, pretrain
+from alignkit.policy import MODELS, load_policy
+
+FOLDERS = sorted(MODELS.glob("assistant-*"))
+
+
+def test_five_patients_are_shipped_small_and_without_pickle():
+    assert [f.name for f in FOLDERS] == [f"assistant-{k}" for k in range(5)]
+    files = [f for folder in FOLDERS for f in folder.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 4e6
+    assert {f.suffix for f in files} <= {".json", ".safetensors"}
+
+
+def test_one_token_a_word(world):
+    tokenizer = make_tokenizer(world.vocabulary(), 96)
+    prompts, completions = map(list, zip(*world.corpus(200, seed=0), strict=True))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id and len(ids) == len(prompt.split()) + 1
+        assert tokenizer.unk_token_id not in tokenizer(completion)["input_ids"]
+        assert tokenizer.decode(ids[1:]) == prompt
+
+
+def test_every_document_of_the_corpus_fits_the_context(world):
+    longest = max(len(p.split()) + len(c.split()) + 2 for p, c in world.corpus(20_000, seed=1))
+    assert longest <= load_policy("assistant").context
+
+
+def test_pretraining_lowers_the_loss_and_depends_on_its_seed_only(world, tiny):
+    documents = world.corpus(300, seed=0)
+    losses = [pretrain(tiny.copy(), documents, steps, seed, progress=False) for steps, seed in
+              ((3, 0), (3, 0), (3, 1), (60, 0))]  # fmt: skip
+    assert losses[0] == losses[1] != losses[2] and losses[3] < losses[0] - 0.5
+
+
+def test_build_models_writes_a_folder_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr("alignkit.build.DOCUMENTS", 200)
+    folders = build_models("assistant", seeds=(3, 4), out=tmp_path, steps=2)
+    assert folders == [tmp_path / "assistant-3", tmp_path / "assistant-4"]
+    assert [load_policy(f).name for f in folders] == ["assistant-3", "assistant-4"]

@@ -1,0 +1,245 @@
+"""What the project stands on: dependencies that agree, imports in one direction, nothing unsafe or large."""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
+
+from alignkit.files import DATA, NOTEBOOKS, ROOT
+
+CONDA = {"torch": "pytorch"}  # where conda calls it otherwise
+IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml", "ipython": "IPython"}
+NOT_IMPORTED = {
+    "jupyterlab": "make lab",
+    "ipywidgets": "tqdm draws its bars with them",
+    "pytest-xdist": "make test",
+    "ruff": "a command",
+}
+# imported as well, and always there because a declared package stands on them
+COMPANIONS = {
+    "numpy": "scipy",
+    "pyarrow": "datasets",
+    "tokenizers": "transformers",
+    "safetensors": "transformers",
+    "nbformat": "nbclient",
+    "jupyter_client": "nbclient",
+    "IPython": "ipywidgets",
+    "packaging": "pytest",
+}
+
+PACKAGE = sorted((ROOT / "alignkit").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+EXECUTED = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """The code of a Python file, or of a notebook's cells without their magics."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = re.sub(r"(?m)^\s*[%!].*$", "", "\n".join("".join(cell["source"]) for cell in cells))
+    return ast.parse(text)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of what a file imports, wherever in it: `from a import b` counts as a.b."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)} has a relative import; write it in full"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+# --- dependencies
+
+
+@cache
+def declared() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, development included, by canonical name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["dev"]
+    return {canonical(Requirement(line).name): Requirement(line) for line in lines}
+
+
+@cache
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonical(name): version for name, version in pinned}
+
+
+def test_conda_and_pyproject_ask_for_the_same():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert listed[-1] == {"pip": ["-e ."]}
+    conda = {Requirement(line).name: Requirement(line).specifier for line in listed[:-1]}
+    wanted = {CONDA.get(name, name): requirement.specifier for name, requirement in declared().items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"{conda.pop('python')}" == project["requires-python"]
+    conda.pop("pip")
+    assert conda == wanted
+
+
+def test_pins_are_exact_and_lie_in_the_ranges():
+    for name, version in pins().items():
+        assert re.fullmatch(r"\d+(\.\w+)*", version), (
+            name,
+            version,
+        )  # no "+cpu": that is one machine's build
+    for name, requirement in declared().items():
+        assert name in pins(), f"{name} has no pin in constraints.txt"
+        assert pins()[name] in requirement.specifier, requirement
+    assert not {"pip", "setuptools"} & set(pins())
+
+
+def test_nothing_is_pinned_that_nothing_needs():
+    needed, todo = set(), list(declared().values())
+    while todo:
+        requirement = todo.pop()
+        key = (canonical(requirement.name), *sorted(requirement.extras))
+        if key in needed:
+            continue
+        needed.add(key)
+        try:
+            further = map(Requirement, metadata.requires(requirement.name) or [])
+        except metadata.PackageNotFoundError:  # for another platform or Python
+            continue
+        for other in further:
+            extra = re.search(r"extra == ['\"]([^'\"]+)", str(other.marker))
+            if not extra or extra[1] in requirement.extras:
+                todo.append(other)
+    assert set(pins()) <= {name for name, *_ in needed}
+
+
+@pytest.mark.parametrize("name", sorted(declared()))
+def test_what_is_installed_lies_in_the_range(name):
+    assert declared()[name].specifier.contains(metadata.version(name), prereleases=True)
+
+
+def test_dependencies_are_what_is_imported():
+    imported = {name.split(".")[0] for path in PACKAGE + TESTS + EXECUTED for name in imports(path)}
+    imported -= {*sys.stdlib_module_names, "alignkit", *(path.stem for path in TESTS)}
+    provided = {IMPORTED_AS.get(name, name) for name in declared() if name not in NOT_IMPORTED}
+    assert provided <= imported, "a dependency that nothing imports"
+    assert imported <= provided | set(COMPANIONS), "an import that no dependency stands for"
+    for name, owner in COMPANIONS.items():
+        assert owner in declared()
+        assert canonical(name) in {canonical(Requirement(r).name) for r in metadata.requires(owner)}, name
+
+
+# --- the code
+
+
+ROOMS = ["worlds", "feedback", "rewards", "optimize", "evaluation"]
+GROUND = {"errors", "files", "taxonomy", "policy", "plots"}  # open to every room; itself in none
+
+
+def project_imports(path: Path) -> set[str]:
+    """The first names below `alignkit` that a file imports."""
+    found = {name.removeprefix("alignkit.").split(".")[0] for name in imports(path) if "alignkit." in name}
+    return found & {p.stem for p in (ROOT / "alignkit").iterdir()}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_lies_to_its_left(room):
+    allowed = {*ROOMS[: ROOMS.index(room) + 1], *GROUND}
+    for path in (ROOT / "alignkit" / room).rglob("*.py"):
+        assert project_imports(path) <= allowed, name_of(path)
+
+
+@pytest.mark.parametrize("module", sorted(GROUND))
+def test_shared_ground_stands_in_no_room(module):
+    assert project_imports(ROOT / "alignkit" / f"{module}.py") <= GROUND
+
+
+def unsafe(node: ast.AST) -> str | None:
+    """What makes a call unsafe for data from elsewhere."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    if called in ("eval", "exec", "compile", "__import__"):
+        return called
+    if called in ("torch.load", "yaml.load", "os.system") or called.endswith("read_pickle"):
+        return called
+    for option in node.keywords:
+        is_false = isinstance(option.value, ast.Constant) and option.value.value is False
+        if option.arg in ("trust_remote_code", "allow_pickle", "shell") and not is_false:
+            return option.arg
+    return None
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_no_code_from_data(path):
+    assert not {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"} & {
+        name.split(".")[0] for name in imports(path)
+    }
+    found = [(node.lineno, unsafe(node)) for node in ast.walk(tree(path)) if unsafe(node)]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval(x)",
+        "torch.load(p)",
+        "f(p, trust_remote_code=True)",
+        "np.load(p, allow_pickle=y)",
+        "pd.read_pickle(p)",
+    ],
+)
+def test_the_search_for_unsafe_calls_finds_them(code):
+    assert unsafe(ast.parse(code).body[0].value)
+    assert not unsafe(ast.parse("model.eval()").body[0].value)
+    assert not unsafe(ast.parse("f(trust_remote_code=False)").body[0].value)
+
+
+# --- the files
+
+
+def size(*paths: Path) -> float:
+    """Megabytes."""
+    return sum(path.stat().st_size for path in paths) / 1e6
+
+
+def test_models_are_small_and_hold_no_code():
+    folders = [path for path in (DATA / "models").iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}, folder.name
+        assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert size(*(path for folder in folders for path in folder.iterdir())) <= 4
+
+
+def test_data_and_notebooks_are_small():
+    assert size(*(path for path in DATA.rglob("*") if path.is_file())) <= 40
+    assert not [path.name for path in EXECUTED if size(path) > 1]
+
+
+SHARED = ["pyproject.toml", "Makefile", "constraints.txt", "environment.yml", "CITATION.cff", ".ci/run"]
+HOME = re.compile(r"(?<![\w.~-])/(?:home|Users|root|tmp)/\w+")
+REGISTRY = re.compile(
+    r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)|--(?:find-links|(?:extra-)?index-url)"
+)
+
+
+@pytest.mark.parametrize("path", [*(ROOT / name for name in SHARED), *PACKAGE, *TESTS, *EXECUTED], ids=name_of)
+def test_nothing_points_to_one_machine_or_registry(path):
+    text = path.read_text(encoding="utf-8")
+    assert not HOME.search(text)
+    assert not REGISTRY.search(text)
