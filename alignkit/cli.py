@@ -144,6 +144,7 @@ def _values_of(outcomes: list[Outcome]) -> dict[str, Any]:
 def claims(
     notebook: Annotated[str | None, typer.Option(help="Only this notebook's (its stem or number).")] = None,
     results: Annotated[Path | None, typer.Option(help="Another folder of results, such as runs/results.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The README's short form.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What is claimed and what the recorded evidence says, with verdicts and what is stale."""
@@ -160,6 +161,8 @@ def claims(
         rows = [row for row in rows if row["notebook"] in chosen]
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif as_markdown:
+        print(ledger.markdown(rows))
     else:
         _print_claims(rows, {})
 

@@ -24,6 +24,7 @@ from alignkit.claims.ledger import (
     summarize,
 )
 from alignkit.claims.register import Claim, load, of_notebook
+from alignkit.claims.table import markdown
 
 __all__ = [
     "EVIDENCE_PROFILE",
@@ -37,6 +38,7 @@ __all__ = [
     "evidence_hash",
     "finish",
     "load",
+    "markdown",
     "of_notebook",
     "open",
     "read_result",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignkit.claims.statistics import spearman
+from alignkit.claims.statistics import FINDINGS, spearman
 
 MARKS = {
     "reproduced": "✓ reproduced",
@@ -50,6 +50,27 @@ def value_text(value: Any) -> str:
     if isinstance(value, list):
         return f"{spearman(np.asarray(value)):.3g} ({len(value)} points)"
     return f"{value:.3g}"
+
+
+def markdown(rows: Sequence[Mapping]) -> str:
+    """The ledger in short, for the README: counts by verdict, then each finding with its interval."""
+    findings = [row for row in rows if row["kind"] in FINDINGS]
+    others = [row for row in rows if row["kind"] not in FINDINGS]
+    count = {verdict: sum(row["verdict"] == verdict for row in findings) for verdict in MARKS}
+    shown = ", ".join(f"{number} {verdict}" for verdict, number in count.items() if number)
+    held = sum(row["verdict"] == "reproduced" for row in others)
+    survive = sum(bool(row["survives_holm"]) for row in findings)
+    lines = [
+        f"{len(findings)} findings: {shown}; {survive} verdicts survive Holm's correction over the ledger. "
+        f"{len(others)} identities and demonstrations: {held} hold.",
+        "",
+        "| claim | statement | rule | recorded (95 % interval) | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in findings:
+        cells = (f"`{row['id']}`", row["statement"], row["rule"], recorded_text(row), verdict_text(row))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 class ClaimsTable:

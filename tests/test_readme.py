@@ -1,0 +1,51 @@
+"""The README's words against the project: its six lines run, its ledger is the ledger, what it names exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkit import claims
+from alignkit.files import NOTEBOOKS, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_six_lines_run():
+    (story,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    short = story.replace("n=1000", "n=64").replace("beta=0.2)", "beta=0.2, steps=2, progress=False)")
+    assert short.count("n=64") == short.count("steps=2") == 1
+    names: dict = {}
+    exec(compile(short, "README.md", "exec"), names)  # our own text, not a model's
+    assert len(names["treated"].history) == 2
+    assert len(story.split("\n\n")[1].strip().splitlines()) == 6
+
+
+def test_its_ledger_is_the_recorded_one():
+    shown = README.split("<!-- ledger -->")[1].split("<!-- /ledger -->")[0].strip()
+    assert shown == claims.markdown(claims.summarize()), "replace it by what `alignkit claims --markdown` prints"
+
+
+def test_every_built_notebook_is_in_its_table_with_its_seconds():
+    for path in NOTEBOOKS.glob("[0-9]*.ipynb"):
+        assert re.search(rf"\| `{path.stem}` \|.*\| \d+ \|", README), path.stem
+
+
+def test_its_links_and_pictures_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lab"])
+def test_its_commands_are_make_targets(target):
+    assert f"make {target}" in README and re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [("catalog", "--where", "granularity=step"), ("claims", "--json")])
+def test_its_other_commands_work(command):
+    script = Path(sys.executable).with_name("alignkit")
+    out = subprocess.run([script, *command], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip()
