@@ -1,10 +1,12 @@
 """The README's words against the project: its six lines run, its ledger is the ledger, what it names exists."""
 
+import base64
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from alignkit import claims
@@ -49,3 +51,11 @@ def test_its_other_commands_work(command):
     out = subprocess.run([script, *command], capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert out.stdout.strip()
+
+
+def test_its_picture_is_the_one_in_the_notebook():
+    committed = nbformat.read(NOTEBOOKS / "02_reward_modeling.ipynb", as_version=4)
+    drawn = [output["data"]["image/png"] for cell in committed.cells for output in cell.get("outputs", [])
+             if "image/png" in output.get("data", {})]  # fmt: skip
+    picture = (NOTEBOOKS / "figures" / "frontier.png").read_bytes()
+    assert picture in [base64.b64decode(png) for png in drawn], "save it again from 02_reward_modeling"
