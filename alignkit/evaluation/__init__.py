@@ -18,6 +18,7 @@ from alignkit.evaluation.core import (
     kl_of_best_of_n,
     sequence_kl,
 )
+from alignkit.evaluation.side_by_side import side_by_side
 
 _DIAGNOSIS = ("diagnose", "read_pairs")
 
@@ -37,6 +38,7 @@ __all__ = [
     "measure",
     "read_pairs",
     "sequence_kl",
+    "side_by_side",
 ]
 
 

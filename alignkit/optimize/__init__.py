@@ -1,6 +1,13 @@
 """Phase 3, treatment: how the policy uses the reward."""
 
-from alignkit.optimize.advantages import group_normalized, leave_one_out
+from alignkit.optimize.advantages import (
+    dense_group_normalized,
+    dense_leave_one_out,
+    group_normalized,
+    leave_one_out,
+    reward_to_go,
+)
+from alignkit.optimize.credit import token_rewards
 from alignkit.optimize.inference import best_of_n
 from alignkit.optimize.losses import clipped_surrogate, dpo_loss, kl_estimate
 from alignkit.optimize.policy_gradient import grpo, policy_gradient, rloo
@@ -9,6 +16,8 @@ from alignkit.optimize.preference import dpo, sft, summed_logprobs
 __all__ = [
     "best_of_n",
     "clipped_surrogate",
+    "dense_group_normalized",
+    "dense_leave_one_out",
     "dpo",
     "dpo_loss",
     "group_normalized",
@@ -16,7 +25,9 @@ __all__ = [
     "kl_estimate",
     "leave_one_out",
     "policy_gradient",
+    "reward_to_go",
     "rloo",
     "sft",
     "summed_logprobs",
+    "token_rewards",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
@@ -28,3 +29,31 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 def group_normalized(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """(r_i - mean) / (std + eps) within the group (GRPO, 2402.03300); a group of equal rewards gives zeros."""
     return _centered(rewards) / (rewards.std(1, keepdim=True) + eps)
+
+
+def reward_to_go(rewards: Tensor) -> Tensor:
+    """Sum of the rewards from each token on; (..., T) to (..., T). What came before a token is not its doing."""
+    return rewards.flip(-1).cumsum(-1).flip(-1)
+
+
+def dense_leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Reward-to-go minus the others' mean reward-to-go at the same token; rewards and mask (prompts, group, T).
+
+    Unbiased, as the baseline of a completion does not depend on it (2402.14740, for rewards at tokens). A completion
+    that has ended earns 0 from there on; NaN is a token without a reward.
+    """
+    if rewards.shape[1] < 2:
+        raise AlignkitError("dense_leave_one_out needs at least two completions for each prompt (group_size)")
+    rest = reward_to_go(rewards.nan_to_num() * mask)
+    others = (rest.sum(1, keepdim=True) - rest) / (rewards.shape[1] - 1)
+    return (rest - others) * mask
+
+
+def dense_group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor:
+    """GRPO with process supervision (2402.03300, section 4.1.3): rewards are normalized over all rewarded tokens of the
+    group, then summed from each token on; shapes and NaN as in `dense_leave_one_out`.
+    """
+    rewards = rewards.masked_fill(mask == 0, torch.nan)
+    mean = rewards.nanmean((1, 2), keepdim=True)
+    spread = (rewards - mean).pow(2).nanmean((1, 2), keepdim=True).sqrt()
+    return reward_to_go(((rewards - mean) / (spread + eps)).nan_to_num()) * mask

@@ -12,7 +12,13 @@ from torch.optim import AdamW
 from tqdm.auto import trange
 
 from alignkit.errors import AlignkitError
-from alignkit.optimize.advantages import group_normalized, leave_one_out
+from alignkit.optimize.advantages import (
+    dense_group_normalized,
+    dense_leave_one_out,
+    group_normalized,
+    leave_one_out,
+)
+from alignkit.optimize.credit import CREDITS, token_rewards
 from alignkit.optimize.losses import clipped_surrogate, kl_estimate
 from alignkit.policy import Batch, Policy, Rollout
 from alignkit.rewards.base import Reward, as_reward
@@ -22,35 +28,42 @@ def rloo(policy: Policy, prompts: list, reward: Reward | Callable, beta: float =
     """REINFORCE with the leave-one-out baseline (2402.14740).
 
     The KL to `policy` is part of the reward: r - beta * log(pi / ref) of the whole completion (k1). The completion is
-    one action: its loss is -A * sum of log pi over its tokens. Options as in `policy_gradient`.
+    one action: its loss is -A * sum of log pi over its tokens. With dense rewards each token is an action, and its
+    advantage is the reward-to-go against that of the others. Options as in `policy_gradient`.
     """
+    clip = options.get("clip", 0.2)
 
     def losses(logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
-        return -(clipped_surrogate(logp.sum(1), old.sum(1), advantage, options.get("clip", 0.2)))
+        if advantage.ndim == 2:
+            return -(clipped_surrogate(logp, old, advantage, clip) * mask).sum(1)
+        return -clipped_surrogate(logp.sum(1), old.sum(1), advantage, clip)
 
-    return policy_gradient(policy, prompts, reward, leave_one_out, losses, kl_in_reward=beta, name="rloo", **options)
+    advantages = (leave_one_out, dense_leave_one_out)
+    return policy_gradient(policy, prompts, reward, advantages, losses, kl_in_reward=beta, name="rloo", **options)
 
 
 def grpo(policy: Policy, prompts: list, reward: Reward | Callable, beta: float = 0.2, **options) -> Policy:
     """Group relative policy optimization (2402.03300, eq. 3).
 
     Advantages are normalized by the group's standard deviation; the KL to `policy` is part of the loss (k3 at each
-    token); each completion's token losses are averaged over its length, as in the paper.
+    token); each completion's token losses are averaged over its length, as in the paper. Dense rewards make it the
+    paper's variant with process supervision.
     """
     clip = options.get("clip", 0.2)
 
     def losses(logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
-        gain = clipped_surrogate(logp, old, advantage[:, None], clip)
+        gain = clipped_surrogate(logp, old, advantage.view(len(advantage), -1), clip)
         return -((gain - beta * kl_estimate(logp, ref, "k3")) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
-    return policy_gradient(policy, prompts, reward, group_normalized, losses, kl_in_reward=0.0, name="grpo", **options)
+    advantages = (group_normalized, dense_group_normalized)
+    return policy_gradient(policy, prompts, reward, advantages, losses, kl_in_reward=0.0, name="grpo", **options)
 
 
 def policy_gradient(
     policy: Policy,
     prompts: list,
     reward: Reward | Callable,
-    advantages_of: Callable[[Tensor], Tensor],
+    advantages_of: tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]],
     losses_of: Callable[..., Tensor],
     kl_in_reward: float,
     name: str,
@@ -63,6 +76,7 @@ def policy_gradient(
     learning_rate: float = 5e-4,
     max_new_tokens: int = 48,
     max_kl: float | None = None,
+    credit: str = "finest",
     seed: int = 0,
     progress: bool = True,
 ) -> Policy:
@@ -72,7 +86,12 @@ def policy_gradient(
     them in `minibatches` parts (clipping acts only from the second update on the same samples on). `max_kl` (nats) ends
     the treatment early, before the update of the first batch whose KL exceeds it. The history has one row a step:
     reward, k1 estimate of the sequence KL, length in tokens, clip fraction, share of zero-variance groups.
+
+    `advantages_of`: from scores (prompts, group), and from token rewards and mask (prompts, group, T). `credit` "finest"
+    uses rewards of tokens, steps or segments where the reward gives them, "response" its scores only.
     """
+    if credit not in CREDITS:
+        raise AlignkitError(f"{name}: credit must be one of {', '.join(CREDITS)}, not {credit!r}")
     if not prompts or steps < 1:
         raise AlignkitError(f"{name}: prompts must not be empty and steps must be at least 1 (steps={steps})")
     reward = as_reward(reward)
@@ -87,14 +106,22 @@ def policy_gradient(
         asked = [prompts[i] for i in order[step * prompts_per_step : (step + 1) * prompts_per_step]]
         sample_seed = int(torch.randint(2**31, (1,), generator=generator))
         rollout = treated.rollout(asked, group_size, seed=sample_seed, max_new_tokens=max_new_tokens)
-        scores = torch.from_numpy(reward(rollout.prompts, rollout.completions).scores).float()
+        judgement = reward(rollout.prompts, rollout.completions)
+        scores = torch.from_numpy(judgement.scores).float()
         with torch.no_grad():
             old, ref = treated.token_logprobs(rollout.batch), policy.token_logprobs(rollout.batch)
         moved = (old - ref).sum(1)
         if max_kl is not None and moved.mean() > max_kl:
             break
-        shaped = (scores.to(moved.device) - kl_in_reward * moved).view(len(asked), group_size)
-        advantage = advantages_of(shaped).flatten()
+        dense = token_rewards(judgement, treated, rollout) if credit == "finest" else None
+        if dense is None:
+            shaped = (scores.to(moved.device) - kl_in_reward * moved).view(len(asked), group_size)
+            advantage = advantages_of[0](shaped).flatten()
+        else:
+            if kl_in_reward:
+                dense = dense.nan_to_num() - kl_in_reward * (old - ref)
+            shaped = dense.unflatten(0, (len(asked), group_size))
+            advantage = advantages_of[1](shaped, rollout.batch.mask.view_as(shaped)).flatten(0, 1)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
         clipped = []
@@ -132,7 +159,8 @@ def _update(
     width = rows.mask.shape[1]
     logp = policy.token_logprobs(rows)
     old, ref = old[index, :width], ref[index, :width]
-    loss = losses_of(logp, old, ref, rows.mask, advantage[index]).mean()
+    advantage = advantage[index] if advantage.ndim == 1 else advantage[index, :width]
+    loss = losses_of(logp, old, ref, rows.mask, advantage).mean()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)

@@ -15,7 +15,7 @@ from tqdm.auto import trange
 from alignkit.errors import AlignkitError, DataError
 from alignkit.optimize.losses import dpo_loss
 from alignkit.policy import Batch, Policy, shuffled_batches
-from alignkit.rewards.bradley_terry import check_pairs, check_texts, encode_pairs, pair_lengths
+from alignkit.rewards.data import check_pairs, check_texts, encode_pairs, pair_lengths
 
 
 def sft(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,14 +17,28 @@ from alignkit.worlds.base import World
 
 @dataclass
 class Judgement:
-    """`scores`: shape (N,), float64, larger is better. Finer or richer credit where the reward gives it:
-    `aspects` {name: (N,)}; `steps` and `tokens`, lists of N arrays; `critiques`, N texts."""
+    """`scores`: shape (N,), float64, larger is better. Richer or finer credit where the reward gives it:
+
+    - `aspects` {name: (N,)}; `critiques`, N texts; `ranks`, shape (N,): place among the completions of the same prompt,
+      1 = best;
+    - `steps`, N arrays, one number for each step or segment, and `ends`, N lists: where in the completion each of them
+      ends, in characters;
+    - `tokens`, N arrays, one number for each token of the policy, its end-of-sequence token included.
+    """
 
     scores: np.ndarray
     aspects: dict[str, np.ndarray] | None = None
-    steps: list[np.ndarray] | None = None
-    tokens: list[np.ndarray] | None = None
     critiques: list[str] | None = None
+    ranks: np.ndarray | None = None
+    steps: list[np.ndarray] | None = None
+    ends: list[list[int]] | None = None
+    tokens: list[np.ndarray] | None = None
+
+
+def sentence_ends(completion: str) -> list[int]:
+    """Where each sentence ends, in characters: after its full stop, or where the text was cut off."""
+    ends = [match.end() for match in re.finditer(r"[.?!](?=\s|$)", completion)]
+    return ends if completion[ends[-1] if ends else 0 :].strip() == "" else [*ends, len(completion)]
 
 
 class Reward:

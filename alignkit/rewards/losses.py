@@ -16,13 +16,14 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float 
     return -F.logsigmoid(chosen - rejected - margin)
 
 
-def plackett_luce_loss(scores: Tensor) -> Tensor:
-    """Negative log-likelihood of full rankings; scores (N, K) in ranked order, best first; output (N,).
+def plackett_luce_loss(scores: Tensor, top: int | None = None) -> Tensor:
+    """Negative log-likelihood of rankings; scores (N, K) in ranked order, best first; output (N,).
 
-    P(ranking) = prod_k exp(r_k) / sum_{j >= k} exp(r_j). With K = 2 this is Bradley-Terry. (2301.11270)
+    P(ranking) = prod_k exp(r_k) / sum_{j >= k} exp(r_j), over the first `top` places (default: all). With K = 2 this is
+    Bradley-Terry; with top = 1 it is the softmax of a choice among K. (2301.11270)
     """
     remaining = torch.logcumsumexp(scores.flip(-1), dim=-1).flip(-1)
-    return (remaining - scores)[..., :-1].sum(-1)
+    return (remaining - scores)[..., :-1][..., :top].sum(-1)
 
 
 def ordinal_loss(gap: Tensor, grade: Tensor, thresholds: Tensor) -> Tensor:
