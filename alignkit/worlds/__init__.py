@@ -7,7 +7,7 @@ from functools import cache
 from alignkit.errors import AlignkitError
 from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
-from alignkit.worlds.base import World
+from alignkit.worlds.base import World, gold_by_step
 
 WORLDS = {"assistant": AssistantWorld, "bandit": BanditWorld}
 
@@ -20,4 +20,4 @@ def load(name: str) -> World:
     return WORLDS[name]()
 
 
-__all__ = ["AssistantWorld", "BanditWorld", "World", "load"]
+__all__ = ["AssistantWorld", "BanditWorld", "World", "gold_by_step", "load"]

@@ -26,3 +26,14 @@ class World(Protocol):
 
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
         """Visible faults, 1 where present, 0 where absent, NaN where the question does not arise; shape (N,)."""
+
+
+def gold_by_step(world: World, prompt: str, completion: str, ends: list[int]) -> np.ndarray:
+    """What each step adds to gold: gold up to its end minus gold up to the step before, shape (steps,).
+
+    `ends`: where each step ends in the completion, in characters. The numbers telescope: they sum to gold of the whole
+    minus gold of the empty completion, so as a reward they have the same optimum (a shaping by potentials, Ng et al.
+    1999).
+    """
+    parts = [completion[:end] for end in [0, *ends]]
+    return np.diff(world.gold([prompt] * len(parts), parts))
