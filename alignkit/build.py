@@ -15,7 +15,8 @@ from alignkit import worlds
 from alignkit.policy import MODELS, Policy, positions
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-DOCUMENTS, STEPS, BATCH, RATE = 40_000, 1000, 96, 6e-3
+DOCUMENTS, BATCH, RATE = 40_000, 96, 6e-3
+STEPS = {"assistant": 1000, "arithmetic": 1300}
 
 
 def make_tokenizer(vocabulary: list[str], context: int) -> PreTrainedTokenizerFast:
@@ -79,14 +80,16 @@ def pretrain(policy: Policy, documents: list[tuple[str, str]], steps: int, seed:
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def build_patient(world: str, seed: int, steps: int = STEPS, progress: bool = True) -> Policy:
+def build_patient(world: str, seed: int, steps: int | None = None, progress: bool = True) -> Policy:
     """One patient, pretrained from scratch with everything (weights, corpus, order) drawn from `seed`."""
     w = worlds.load(world)
     policy = make_policy(w.vocabulary(), seed)
-    pretrain(policy, w.corpus(DOCUMENTS, seed), steps, seed, progress)
+    pretrain(policy, w.corpus(DOCUMENTS, seed), steps or STEPS[world], seed, progress)
     return policy
 
 
-def build_models(world: str = "assistant", seeds=range(5), out: Path | None = None, steps: int = STEPS) -> list[Path]:
+def build_models(
+    world: str = "assistant", seeds=range(5), out: Path | None = None, steps: int | None = None
+) -> list[Path]:
     """Pretrain and save `world`-0 ... `world`-4; returns their folders."""
     return [build_patient(world, s, steps).save(Path(out or MODELS) / f"{world}-{s}") for s in seeds]

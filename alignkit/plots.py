@@ -26,6 +26,7 @@ GOLD, PROXY, NULL = "#D55E00", "#56B4E9", "#8a8a8a"  # the truth, what is optimi
 SERIES = [
     ("00", "map"),
     ("01", "feedback"),
+    ("01b", "forms of\nfeedback"),
     ("02", "reward\nmodeling"),
     ("03", "construction\nbasis"),
     ("04", "format"),
@@ -42,7 +43,7 @@ SERIES = [
     ("15", "assessment"),
     ("16", "case\nstudy"),
 ]
-ROOM = {"feedback": (1, 1), "reward": (2, 6), "optimization": (7, 12), "evaluation": (13, 16)}  # notebook numbers
+ROOM = {"feedback": (1, 2), "reward": (3, 7), "optimization": (8, 13), "evaluation": (14, 17)}  # places in SERIES
 PHASE_TITLE = {
     "feedback": "feedback\n= diagnosis",
     "reward": "reward design\n= prescription",
@@ -233,7 +234,7 @@ def phases(built: Iterable[str] | None = None) -> Figure:
 
     `built`: numbers of the notebooks there are (default: those in the project's folder); the rest is planned.
     """
-    built = {path.name[:2] for path in NOTEBOOKS.glob("[0-9]*.ipynb")} if built is None else set(built)
+    built = {path.stem.split("_")[0] for path in NOTEBOOKS.glob("[0-9]*.ipynb")} if built is None else set(built)
     fig, ax = plt.subplots(figsize=(10, 4.3))
     ax.set(xlim=(-0.55, 3.5), ylim=(-2.75, 1.25))
     ax.axis("off")

@@ -1,16 +1,22 @@
 """The shipped patients are small and safe to load, and building them is reproducible."""
 
+import pytest
+
+from alignkit import worlds
 from alignkit.build import build_models, make_tokenizer, pretrain
 from alignkit.policy import MODELS, load_policy
 
-FOLDERS = sorted(MODELS.glob("assistant-*"))
-
-
-def test_five_patients_are_shipped_small_and_without_pickle():
-    assert [f.name for f in FOLDERS] == [f"assistant-{k}" for k in range(5)]
-    files = [f for folder in FOLDERS for f in folder.rglob("*") if f.is_file()]
+@pytest.mark.parametrize("name", ["assistant", "arithmetic"])
+def test_five_patients_are_shipped_small_and_without_pickle(name):
+    folders = sorted(MODELS.glob(f"{name}-*"))
+    assert [f.name for f in folders] == [f"{name}-{k}" for k in range(5)]
+    files = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 4e6
     assert {f.suffix for f in files} <= {".json", ".safetensors"}
+
+
+def test_all_shipped_models_together_are_small():
+    assert sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) <= 12e6
 
 
 def test_one_token_a_word(world):
@@ -23,9 +29,10 @@ def test_one_token_a_word(world):
         assert tokenizer.decode(ids[1:]) == prompt
 
 
-def test_every_document_of_the_corpus_fits_the_context(world):
-    longest = max(len(p.split()) + len(c.split()) + 2 for p, c in world.corpus(20_000, seed=1))
-    assert longest <= load_policy("assistant").context
+@pytest.mark.parametrize("name", ["assistant", "arithmetic"])
+def test_every_document_of_the_corpus_fits_the_context(name):
+    longest = max(len(p.split()) + len(c.split()) + 2 for p, c in worlds.load(name).corpus(20_000, seed=1))
+    assert longest <= load_policy(name).context
 
 
 def test_pretraining_lowers_the_loss_and_depends_on_its_seed_only(world, tiny):

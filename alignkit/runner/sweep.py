@@ -70,7 +70,7 @@ def find(names: Iterable[str | Path] = (), folder: str | Path = NOTEBOOKS) -> li
 def _find_one(name: str, numbered: list[Path]) -> Path:
     for path in numbered:
         number = path.stem.split("_")[0]
-        if name == path.stem or (name.isdigit() and number.isdigit() and int(name) == int(number)):
+        if name in (path.stem, number) or (name.isdigit() and number.isdigit() and int(name) == int(number)):
             return path
     if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name).resolve()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 from alignkit.errors import AlignkitError
+from alignkit.worlds.arithmetic import ArithmeticWorld
 from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
 from alignkit.worlds.base import World, gold_by_step
 
-WORLDS = {"assistant": AssistantWorld, "bandit": BanditWorld}
+WORLDS = {"arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld}
 
 
 @cache
@@ -20,4 +21,4 @@ def load(name: str) -> World:
     return WORLDS[name]()
 
 
-__all__ = ["AssistantWorld", "BanditWorld", "World", "gold_by_step", "load"]
+__all__ = ["ArithmeticWorld", "AssistantWorld", "BanditWorld", "World", "gold_by_step", "load"]

@@ -1,0 +1,47 @@
+"""Rewards side by side: same task, same budget; what is good for gold shows, and what says nothing does not."""
+
+import numpy as np
+import pytest
+
+from alignkit import evaluation, rewards
+from alignkit.evaluation.side_by_side import Scaled, spread
+
+
+@pytest.fixture(scope="module")
+def table(world, patient):
+    gold = rewards.GoldReward(world)
+    return evaluation.side_by_side(
+        world, patient, {"gold": gold, "noise": rewards.RandomReward(1), "flat": lambda p, c: np.zeros(len(c))},
+        told={"gold": {"decisions": 7}}, steps=8, samples=500, prompts=3, at_kl=0.5, seed=1, progress=False,
+    )  # fmt: skip
+
+
+def test_it_has_a_row_a_reward_and_what_was_told(table, world):
+    assert list(table.index) == ["untreated", "gold", "noise", "flat"]
+    assert table.loc["gold", "decisions"] == 7 and np.isnan(table.loc["noise", "decisions"])
+    assert set(world.symptoms([], [])) <= set(table.columns)
+
+
+def test_gold_gains_and_noise_does_not(table):
+    gained = table["gold gained (sd)"]
+    assert gained["gold"] > 0.2 and abs(gained["noise"]) < 0.2
+    assert gained["untreated"] == 0
+
+
+def test_at_equal_distance_gold_is_worth_more_than_noise(table):
+    equal = table["gold at 0.5 nats (sd)"]
+    assert equal["gold"] > equal["noise"] + 0.5
+    assert np.isnan(equal["flat"])  # a reward without differences carries a policy nowhere
+
+
+def test_a_reward_without_differences_moves_nothing(table):
+    assert table.loc["flat", "KL (nats)"] < 0.02 and abs(table.loc["flat", "gold gained (sd)"]) < 0.15
+
+
+def test_scaling_divides_scores_and_finer_credit():
+    def fine(prompts, completions):
+        return rewards.Judgement(np.array([4.0]), steps=[np.array([1.0, 3.0])], ends=[[2, 5]])
+
+    said = Scaled(rewards.FunctionReward(fine, rewards.RandomReward().card), 2.0)(["p"], ["a . b"])
+    assert said.scores.tolist() == [2.0] and said.steps[0].tolist() == [0.5, 1.5] and said.ends == [[2, 5]]
+    assert spread(lambda p, c: [1.0, 3.0, 5.0, 5.0], ["p"] * 4, ["c"] * 4, 2) == 0.5
