@@ -28,8 +28,12 @@ def gold_agreement(world: World, pairs: Dataset) -> float:
 
 
 def kappa(first: Dataset, second: Dataset) -> float:
-    """Cohen's kappa between two labelings of the same pairs in the same order (column `position`)."""
-    return float(cohen_kappa_score(first["position"][:], second["position"][:]))
+    """Cohen's kappa between two labelings of the same pairs in the same order (column `position`).
+
+    NaN if both always choose the same one side: there is no disagreement to expect by chance, so nothing to compare.
+    """
+    one, other = first["position"][:], second["position"][:]
+    return float("nan") if len({*one, *other}) < 2 else float(cohen_kappa_score(one, other))
 
 
 def raw_agreement(first: Dataset, second: Dataset) -> float:

@@ -20,6 +20,11 @@ class Annotator:
     temperature > 0 is in units of gold (small = consistent); error in [0, 0.5] is the rate of slips that no difference
     can prevent; position_bias is in logits; length_bias in logits a word. (Bradley & Terry 1952; position bias:
     2306.05685; length bias: 2310.03716)
+
+    The same person answers in every other form of feedback (`rank`, `rate`, `critique`, ...) by one model: an
+    impression of each completion, `worth` plus Gumbel noise, and an answer read off it; with probability 2 error, any
+    answer whatever. For pairs that is the equation above. `shift` and `stretch` are this person's use of a rating
+    scale: points added, and how far ratings spread.
     """
 
     temperature: float = 0.5
@@ -28,12 +33,16 @@ class Annotator:
     length_bias: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)  # own weights; aspects not named keep gold's
     name: str = "annotator"
+    shift: float = 0.0
+    stretch: float = 1.0
 
     def __post_init__(self):
         if not self.temperature > 0:
             raise AlignkitError(f"Annotator: temperature must be > 0, not {self.temperature}; use 1e-6 for 'no noise'")
         if not 0 <= self.error <= 0.5:
             raise AlignkitError(f"Annotator: error must be between 0 and 0.5, not {self.error}")
+        if not self.stretch > 0:
+            raise AlignkitError(f"Annotator: stretch must be > 0, not {self.stretch}; 1 is the plain use of a scale")
 
     def but(self, **changes) -> Annotator:
         """The same person with some settings changed."""
@@ -50,6 +59,11 @@ class Annotator:
         weights = {**world.weights, **self.weights}
         aspects = world.gold_aspects(prompts, completions)
         return sum(weights[name] * aspects[name] for name in world.aspects)
+
+    def worth(self, world: World, prompts: list[str], completions: list[str]) -> np.ndarray:
+        """The impression without its noise, in logits, shape (N,): utility / temperature + length_bias * words."""
+        length = np.array([len(text.split()) for text in completions], dtype=float)
+        return self.utility(world, prompts, completions) / self.temperature + self.length_bias * length
 
     def prefers_first(self, world: World, prompts: list[str], first: list[str], second: list[str]) -> np.ndarray:
         """Probability of choosing the completion shown first, shape (N,)."""

@@ -242,7 +242,8 @@ class AssistantWorld:
         """What is wrong with each sentence, "" where nothing is: one of `FAULTS`, in the order of `segments`."""
         topic = self.topic(prompt)
         sentences = [text.removesuffix(" .") for text in self.segments(completion)]
-        return [self._fault(topic, kind, s) for kind, s in zip(self.read(prompt, completion).kinds, sentences, strict=True)]
+        kinds = self.read(prompt, completion).kinds
+        return [self._fault(topic, kind, sentence) for kind, sentence in zip(kinds, sentences, strict=True)]
 
     def _fault(self, topic: Topic, kind: str, sentence: str) -> str:
         if kind in ("right", "wrong") and self._topic_of_step[sentence].harmful:
