@@ -35,6 +35,18 @@ class Judgement:
     tokens: list[np.ndarray] | None = None
 
 
+def once(*columns: list) -> tuple[list[int], list[int]]:
+    """Samples repeat, and need scoring once: the rows that differ, and for each row which of them (by place) it is."""
+    place: dict[str, int] = {}
+    which, back = [], []
+    for row, key in enumerate(map(repr, zip(*columns, strict=True))):
+        if key not in place:
+            place[key] = len(which)
+            which.append(row)
+        back.append(place[key])
+    return which, back
+
+
 def sentence_ends(completion: str) -> list[int]:
     """Where each sentence ends, in characters: after its full stop, or where the text was cut off."""
     ends = [match.end() for match in re.finditer(r"[.?!](?=\s|$)", completion)]

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit.errors import AlignkitError
 from alignkit.policy import Batch, Policy, load_policy, positions, shuffled_batches
-from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.base import Judgement, Reward, once
 from alignkit.taxonomy import RewardCard
 
 POOLINGS = ("mean", "last")
@@ -80,19 +80,13 @@ class RewardModel(Reward):
     @torch.no_grad()
     def predict(self, prompts: list, completions: list[str], batch_size: int = 512) -> np.ndarray:
         """K numbers for each completion, shape (N, K), float64."""
-        if not completions:
-            return np.zeros((0, self.model.config.num_labels))
-        rows = list(zip(prompts, completions, strict=True))
-        if isinstance(prompts[0], str) and len(distinct := list(dict.fromkeys(rows))) < len(rows):
-            place = {row: i for i, row in enumerate(distinct)}  # samples repeat: score once
-            known = self.predict(*map(list, zip(*distinct, strict=True)), batch_size)
-            return known[[place[row] for row in rows]]
-        batch = self.codec.encode(prompts, completions)
-        by_length = batch.attention.sum(1).argsort()  # little padding in each part
-        out = torch.empty(len(batch), self.model.config.num_labels)
-        for part in by_length.split(batch_size):
-            out[part] = self.outputs(batch.rows(part)).float().cpu()
-        return out.double().numpy()
+        which, back = once(prompts, completions)
+        out = torch.empty(len(which), self.model.config.num_labels)
+        if which:
+            batch = self.codec.encode([prompts[i] for i in which], [completions[i] for i in which])
+            for part in batch.attention.sum(1).argsort().split(batch_size):  # by length: little padding in each part
+                out[part] = self.outputs(batch.rows(part)).float().cpu()
+        return out.double().numpy()[back]
 
     def train(
         self,
@@ -114,7 +108,7 @@ class RewardModel(Reward):
         parameters = [*self.model.parameters(), *extra]
         steps = max(1, round(epochs * len(lengths) / batch_size))
         optimizer = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1, pct_start=0.1)
+        schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=max(steps + 1, 11), pct_start=0.1)
         order = shuffled_batches(lengths, batch_size, steps, seed)
         rows = []
         self.model.train()

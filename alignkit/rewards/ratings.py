@@ -30,7 +30,7 @@ class Regression(RewardModel):
         seed: int = 0,
         **options,
     ) -> Regression:
-        """Fit to `prompt/completion/rating`; a rating off the `scale` is an error. Options as in `RewardModel.train`."""
+        """Fit to `prompt/completion/rating`; a rating off `scale` is an error. Options as in `RewardModel.train`."""
         check_columns(ratings, ["prompt", "completion", "rating"], "ratings")
         check_texts(ratings, "completion")
         values = check_numbers(ratings, "rating", *scale)

@@ -1,0 +1,173 @@
+"""Rewards whose native output is an order: they read two completions at once, and say which one is better."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.special import expit
+from torch import Tensor
+
+from alignkit.errors import AlignkitError
+from alignkit.policy import Batch, Policy
+from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.data import check_pairs
+from alignkit.rewards.losses import bradley_terry_loss
+from alignkit.rewards.model import RewardModel
+from alignkit.rewards.reader import plain_prompts, reader
+
+
+class PairReward(Reward):
+    """Compares completions of one prompt with each other. Subclasses define `first_better`.
+
+    `judge` lets each completion meet at most `opponents` others of its group, the same ones for all (a panel that
+    depends on the seed and the texts, not on their order). Scores are shares of wins, a win counting as its
+    probability: Borda's count over the number of opponents. So a score is only good within its group: completions of
+    the same prompt in the same call (for pairs use `compare`, not `score_pairs`). A completion without an opponent has
+    score 1/2. `both_orders`: read each pair twice, sides swapped, and average the logits.
+    """
+
+    opponents: int = 4
+    both_orders: bool = False
+    seed: int = 0
+
+    def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
+        """Logit that the completion shown first is better, shape (N,), for one order of reading."""
+        raise NotImplementedError
+
+    def compare(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
+        """Logit that `first` is better, shape (N,), over one order or both."""
+        logits = self.first_better(prompts, first, second)
+        return (logits - self.first_better(prompts, second, first)) / 2 if self.both_orders else logits
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        groups = defaultdict(dict)  # prompt -> distinct completions, with their rows
+        for row, (prompt, text) in enumerate(zip(map(str, prompts), completions, strict=True)):
+            groups[prompt].setdefault(text, []).append(row)
+        meetings = [(prompts[rows[0]], text, other) for group in groups.values() for text, rows in group.items()
+                    for other in self._panel(list(group)) if other != text]  # fmt: skip
+        wins = defaultdict(list)
+        if meetings:
+            logits = self.compare(*map(list, zip(*meetings, strict=True)))
+            for (prompt, text, _), logit in zip(meetings, logits, strict=True):
+                wins[str(prompt), text].append(expit(logit))
+        scores, ranks = np.full(len(prompts), 0.5), np.ones(len(prompts), dtype=int)
+        for prompt, group in groups.items():
+            shares = np.array([np.mean(wins.get((prompt, text), [0.5])) for text in group])
+            for share, rows in zip(shares, group.values(), strict=True):
+                scores[rows] = share
+            rows = np.concatenate([*group.values()]).astype(int)
+            ranks[rows] = 1 + (scores[rows][None, :] > scores[rows][:, None]).sum(1)
+        return Judgement(scores, ranks=ranks)
+
+    def _panel(self, texts: list[str]) -> list[str]:
+        """Whom the group is compared with. One more than `opponents`, as nobody meets himself: it fills the gap."""
+        if len(texts) <= self.opponents + 1:
+            return texts
+        chance = {text: hashlib.blake2b(f"{self.seed}\0{text}".encode()).digest() for text in texts}
+        return sorted(texts, key=chance.get)[: self.opponents]
+
+
+class Comparator(RewardModel, PairReward):
+    """PairRM (2306.02561): prompt and both completions in one context, one logit for "the first is better".
+
+    The head has two readouts, averaged over the tokens of either completion: logit = u . h(first) - v . h(second). The
+    second is read with the first in view. With u = v and no view this is Bradley-Terry, and there training starts.
+    """
+
+    kind = {"name": "comparator", "format": "ranking", "granularity": "response", "source": "2306.02561"}
+
+    @classmethod
+    def fit(
+        cls,
+        pairs: Dataset,
+        backbone: Policy | str,
+        opponents: int = 4,
+        both_orders: bool = False,
+        context: int = 144,
+        seed: int = 0,
+        keep_order: bool = False,
+        **options,
+    ) -> Comparator:
+        """Fit to `prompt/chosen/rejected`, each pair read in a random order.
+
+        With a column `position` ("first" or "second": where the chosen side was shown) and `keep_order`, pairs are read
+        as they were shown, position bias and all. `context`: tokens for prompt and both sides. Further options as in
+        `RewardModel.train`.
+        """
+        check_pairs(pairs)
+        prompts, first, second, chose_first = shown(pairs, seed, keep_order)
+        reward = cls.new(reader(backbone, context=context), seed, outputs=2)
+        with torch.no_grad():
+            reward.model.score.weight[1] = reward.model.score.weight[0]
+        reward.opponents, reward.both_orders, reward.seed = opponents, both_orders, seed
+        batch = reward.encode(prompts, first, second)
+        sign = torch.tensor(np.where(chose_first, 1.0, -1.0)).float().to(batch.ids.device)
+
+        def loss(index: Tensor) -> tuple[Tensor, dict]:
+            gap = sign[index] * reward.forward(batch.rows(index))
+            return bradley_terry_loss(gap, torch.zeros_like(gap)).mean(), {"accuracy": (gap > 0).float().mean().item()}
+
+        return reward.train(loss, batch.attention.sum(1), seed=seed, **options)
+
+    def encode(self, prompts: list, first: list[str], second: list[str]) -> Batch:
+        """prompt, first, end-of-sequence, second, end-of-sequence."""
+        eos = self.codec.tokenizer.eos_token
+        return self.codec.encode(prompts, [f"{a} {eos} {b}".strip() for a, b in zip(first, second, strict=True)])
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Readout of the first and of the second completion, shape (N, 2); differentiable."""
+        ends = (batch.completion == self.codec.tokenizer.eos_token_id) & (batch.mask == 1)
+        after = ends.cumsum(1) - ends.long()  # how many texts ended before this token
+        sides = torch.stack([(after == k) & (batch.mask == 1) for k in (0, 1)], dim=-1)
+        return (self.outputs_by_token(batch) * sides).sum(1) / sides.sum(1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        out = self.outputs(batch)
+        return out[:, 0] - out[:, 1]
+
+    @torch.no_grad()
+    def first_better(self, prompts: list, first: list[str], second: list[str], batch_size: int = 512) -> np.ndarray:
+        if not prompts:
+            return np.zeros(0)
+        batch = self.encode(prompts, first, second)
+        out = torch.empty(len(batch))
+        for part in batch.attention.sum(1).argsort().split(batch_size):
+            out[part] = self.forward(batch.rows(part)).float().cpu()
+        return out.double().numpy()
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        return PairReward.judge(self, prompts, completions)
+
+    def save(self, folder: str | Path) -> Path:
+        self.model.config.alignkit_comparator = [self.opponents, self.both_orders, self.seed]
+        return super().save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparator:
+        reward = super().load(folder)
+        if not hasattr(reward.model.config, "alignkit_comparator"):
+            raise AlignkitError(f"{str(folder)!r} is no comparator: it was not written by Comparator.save")
+        reward.opponents, reward.both_orders, reward.seed = reward.model.config.alignkit_comparator
+        return reward
+
+
+def shown(pairs: Dataset, seed: int, keep_order: bool = False) -> tuple[list[str], list[str], list[str], np.ndarray]:
+    """Prompts, first and second sides as they are to be read, and where the first one was chosen.
+
+    The order is that of the column `position` if `keep_order`, else random.
+    """
+    prompts = plain_prompts(pairs["prompt"])
+    if keep_order:
+        if "position" not in pairs.column_names or set(pairs["position"]) - {"first", "second"}:
+            raise AlignkitError("keep_order needs a column 'position' that says 'first' or 'second' in each row")
+        chose_first = np.array(pairs["position"][:]) == "first"
+    else:
+        chose_first = np.random.default_rng([seed, 6]).random(len(pairs)) < 0.5
+    sides = list(zip(pairs["chosen"], pairs["rejected"], chose_first, strict=True))
+    return prompts, [c if f else r for c, r, f in sides], [r if f else c for c, r, f in sides], chose_first
+

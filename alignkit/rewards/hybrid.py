@@ -1,0 +1,137 @@
+"""Hybrid rewards: rules beside a learned part, rules that veto, one reward from labels of several kinds of source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.feedback.aggregate import Labelings, combine
+from alignkit.policy import Policy
+from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.bradley_terry import BradleyTerry
+from alignkit.rewards.data import check_pairs
+from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
+from alignkit.taxonomy import RewardCard
+
+
+class Hybrid(Reward):
+    """r(x, y) = sum_k w_k rule_k(x, y) + learned(x, y), both parts fit to the same pairs.
+
+    The rules go first: their weights are a logistic regression on the pairs. A Bradley-Terry model then learns what
+    they leave, P(y1 > y2) = sigmoid(w . (f1 - f2) + g(y1) - g(y2)): the rules' gap enters its loss as a (negative)
+    margin. Scores are log-odds.
+    """
+
+    def __init__(self, rules: RuleReward, learned: Reward, name: str = "rules + learned"):
+        self.rules, self.learned = rules, learned
+        self.card = RewardCard(name=name, construction_basis="hybrid", format="scalar", expression="explicit",
+                               granularity="response", notes="rules first, then what they leave")  # fmt: skip
+
+    @classmethod
+    def fit(cls, pairs: Dataset, backbone: Policy | str, rules: Sequence[Rule], seed: int = 0, **options) -> Hybrid:
+        """Fit to `prompt/chosen/rejected`. Options as in `RewardModel.train`. The rules' own weights don't count."""
+        weighed = weigh_rules(rules, pairs)
+        prompts = pairs["prompt"][:]
+        gap = weighed(prompts, pairs["chosen"][:]).scores - weighed(prompts, pairs["rejected"][:]).scores
+        rest = Dataset.from_dict({**{name: pairs[name][:] for name in ("prompt", "chosen", "rejected")},
+                                  "margin": (-gap).tolist()})  # fmt: skip
+        return cls(weighed, BradleyTerry.fit(rest, backbone, margin="margin", seed=seed, **options))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Log-odds a unit of each rule."""
+        return {rule.name: rule.weight for rule in self.rules.rules}
+
+    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
+        ruled, learned = self.rules(prompts, completions), self.learned(prompts, completions).scores
+        return Judgement(ruled.scores + learned, aspects={**ruled.aspects, "learned": learned})
+
+
+def weigh_rules(rules: Sequence[Rule], pairs: Dataset, penalty: float = 0.1) -> RuleReward:
+    """The rules with weights fit to pairs: logistic regression of the choice on the difference in what they say.
+
+    `penalty`: strength of the L2 penalty on the weights, which keeps a rule that is never wrong finite. DataError if no
+    rule tells the sides of any pair apart.
+    """
+    check_pairs(pairs)
+    reward = RuleReward(rules)
+    prompts = pairs["prompt"][:]
+    gap = reward.values(prompts, pairs["chosen"][:]) - reward.values(prompts, pairs["rejected"][:])
+    if not gap.any():
+        raise DataError(f"none of the {len(rules)} rules tells the sides of any of {len(pairs)} pairs apart: their "
+                        "weights can't be learned; give other rules or more pairs")  # fmt: skip
+    model = LogisticRegression(fit_intercept=False, C=1 / penalty, max_iter=1000)
+    model.fit(np.concatenate([gap, -gap]), np.repeat([1, 0], len(gap)))
+    weighed = [replace(rule, weight=float(w)) for rule, w in zip(reward.rules, model.coef_[0], strict=True)]
+    return RuleReward(weighed, name="rules, weighed")
+
+
+class Veto(Reward):
+    """Any reward, less `penalty` where a check answers yes: a rule that a learned part can't argue away.
+
+    The penalty is in the reward's own units and should exceed its range. The rest of the score stays, so that among
+    vetoed completions the better ones are still told apart.
+    """
+
+    def __init__(self, reward: Reward, forbid: Mapping[str, Check | Asks], penalty: float = 10.0):
+        if not forbid or not penalty > 0:
+            raise AlignkitError(f"Veto: name at least one check and a penalty above 0, got {list(forbid)}, {penalty}")
+        self.reward, self.penalty = reward, penalty
+        self.forbid = {name: Check.of(check) for name, check in forbid.items()}
+        old = reward.card
+        basis = old.construction_basis if old.construction_basis == "rule-based" else "hybrid"
+        self.card = replace(old, name=f"{old.name} + veto", construction_basis=basis)
+
+    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
+        judgement = self.reward(prompts, completions)
+        rows = list(zip(prompts, completions, strict=True))
+        hits = {f"veto: {name}": np.array([bool(check(p, c)) for p, c in rows]) for name, check in self.forbid.items()}
+        vetoed = np.any(list(hits.values()), axis=0)
+        aspects = {**(judgement.aspects or {}), **{name: hit.astype(float) for name, hit in hits.items()}}
+        return Judgement(judgement.scores - self.penalty * vetoed, aspects=aspects)
+
+
+class MixedSupervision(BradleyTerry):
+    """A Bradley-Terry model fit to the labels of several kinds of source: people, models, rules.
+
+    Their votes are combined by reliability (`feedback.combine`), and the model is fit to the resulting probabilities.
+    """
+
+    kind = {"name": "mixed supervision", "construction_basis": "hybrid", "format": "scalar", "granularity": "response",
+            "source": "2502.19328"}  # fmt: skip
+
+    @classmethod
+    def fit(
+        cls,
+        labelings: Labelings,
+        backbone: Policy | str,
+        reliability: Mapping[str, float],
+        seed: int = 0,
+        **options,
+    ) -> MixedSupervision:
+        """Fit to {source: labels with `task`}; options as in `BradleyTerry.fit`. `reliability`: see `audit`."""
+        pairs = combine(labelings, reliability, seed)
+        return super().fit(pairs, backbone, confidence="confidence", seed=seed, **options)
+
+
+def audit(labelings: Labelings, checked: Dataset, prior: tuple[float, float] = (3, 1)) -> dict[str, float]:
+    """Reliability of each source on the pairs it shares with `checked`, careful labels of a few.
+
+    Posterior mean (hits + a) / (hits + misses + a + b) under a Beta(a, b) `prior`; the default believes that a source
+    worth asking is right three times in four, so that a rule which spoke in two of the checked pairs, and was wrong in
+    both, is not taken to be a liar.
+    """
+    if "task" not in checked.column_names:
+        raise DataError("audit: `checked` needs a column 'task', the row of each pair in the pool")
+    right = dict(zip(checked["task"], checked["position"], strict=True))
+    shares = {}
+    for name, data in labelings.items():
+        task = data["task"][:] if "task" in data.column_names else range(len(data))
+        hits = [right[t] == side for t, side in zip(task, data["position"], strict=True) if t in right]
+        shares[name] = (sum(hits) + prior[0]) / (len(hits) + sum(prior))
+    return shares

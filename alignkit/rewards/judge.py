@@ -1,0 +1,295 @@
+"""Generative judges: language models that write a verdict, from which a score is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
+from alignkit.policy import Policy, load_policy
+from alignkit.rewards.base import Judgement, Reward, once
+from alignkit.rewards.comparator import PairReward, shown
+from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
+from alignkit.rewards.model import RewardModel
+from alignkit.rewards.reader import plain_prompts, reader
+from alignkit.rewards.verdicts import FAULT, FINE, read_faults, sentences, write_faults
+from alignkit.taxonomy import RewardCard
+
+
+class WrittenReward(Reward):
+    """What judges share: a policy of their own that reads a text and is trained to write single words into it.
+
+    A *script* is a list of (text, written): words that are given, and words that the judge writes.
+    """
+
+    policy: Policy
+    train = RewardModel.train  # the loop all fits share
+
+    @property
+    def model(self):
+        return self.policy.model
+
+    def imitate(self, prompts: list[str], scripts: list[list[tuple[str, bool]]], seed: int, **options):
+        """Maximize the likelihood of the written words (2408.15240, eq. 3), averaged over them. Returns self."""
+        parts = [[(self.policy.completion_ids(text, ended=False), written) for text, written in s] for s in scripts]
+        tails = [[token for ids, _ in row for token in ids] for row in parts]
+        batch = self._batch(prompts, tails)
+        written = torch.zeros_like(batch.mask)
+        for row, pieces in enumerate(parts):
+            flags = [flag for ids, flag in pieces for _ in ids]
+            written[row, : len(flags)] = torch.tensor(flags)
+
+        def loss(index: Tensor) -> tuple[Tensor, dict]:
+            rows = batch.rows(index)
+            mine = written[index, : rows.mask.shape[1]]
+            return -(self.policy.token_logprobs(rows) * mine).sum() / mine.sum(), {}
+
+        return self.train(loss, batch.attention.sum(1), seed=seed, **options)
+
+    def _batch(self, prompts: list[str], tails: list[list[int]]):
+        heads = [self.policy.prompt_ids(prompt) for prompt in prompts]
+        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+            if len(head) + len(tail) > self.policy.context:
+                raise ContextError(
+                    f"row {row}: {len(head) + len(tail)} tokens to judge exceed the context of {self.policy.context}; "
+                    "shorten that row, or fit the judge with more `context`"
+                )
+        return self.policy._pad(heads, tails)
+
+    @torch.no_grad()
+    def next_logits(self, prompts: list[str], said: list[str], batch_size: int = 512) -> Tensor:
+        """Logits of the word after `said`, shape (N, vocabulary)."""
+        anything = self.policy.tokenizer.eos_token_id
+        batch = self._batch(prompts, [self.policy.completion_ids(text, ended=False) + [anything] for text in said])
+        out = torch.empty(len(batch), self.model.config.vocab_size)
+        for part in batch.attention.sum(1).argsort().split(batch_size):
+            rows = batch.rows(part)
+            out[part] = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].float().cpu()
+        return out
+
+    def ids(self, words: list[str]) -> list[int]:
+        """The token of each word."""
+        return [self.policy.completion_ids(word, ended=False)[0] for word in words]
+
+    def _settings(self) -> dict:
+        """What `load` must know beside the policy."""
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy in the Hub's format, and `judge.json` beside it."""
+        self.policy.save(folder)
+        (Path(folder) / "judge.json").write_text(json.dumps(self._settings()), encoding="utf-8")
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, **parts):
+        """Read what `save` wrote."""
+        try:
+            settings = json.loads((Path(folder) / "judge.json").read_text(encoding="utf-8"))
+            return cls(load_policy(folder), **parts, **settings)
+        except (OSError, ValueError, TypeError) as error:
+            raise AlignkitError(f"could not load a {cls.__name__} from {str(folder)!r}: {error}") from error
+
+
+class Judge(WrittenReward):
+    """Reads an answer sentence by sentence, writes a note after each, then a grade (2408.11791, 2408.15240).
+
+    The written words are turned into text: "sentence 2 is rude . grade 2 of 5 ."; these are the `critiques`. Notes are
+    written greedily; the score is the expected grade under the probabilities of the grade's word. Nothing keeps the
+    judge from writing other words. A verdict with such a word does not parse: it gets the middle grade and its text
+    ends in "?". `unparsed` is their share in the last call; above `max_unparsed` (of 20 completions or more) the call
+    is a RewardError. With `names` None the judge writes the grade alone.
+    """
+
+    def __init__(self, policy: Policy, names: list[str] | None, grades: int = 5, max_unparsed: float = 0.2):
+        self.policy, self.names, self.grades, self.max_unparsed = policy, names, grades, max_unparsed
+        self.history, self.unparsed = pd.DataFrame(), 0.0
+        self.card = RewardCard(name="judge", construction_basis="data-driven", format="textual", expression="explicit",
+                               granularity="response", source="2408.11791")  # fmt: skip
+
+    @classmethod
+    def fit(
+        cls,
+        verdicts: Dataset,
+        backbone: Policy | str,
+        grades: int = 5,
+        context: int = 128,
+        seed: int = 0,
+        **options,
+    ) -> Judge:
+        """Fit to `prompt/completion/rating`, whole numbers from 1 to `grades`, and to `critique` if there is one.
+
+        Critiques as from `write_faults`; without that column the judge writes the grade alone. Options as in
+        `RewardModel.train`.
+        """
+        check_columns(verdicts, ["prompt", "completion", "rating"], "verdicts")
+        check_texts(verdicts, "completion")
+        rating = check_numbers(verdicts, "rating", 1, grades)
+        if (rows := np.flatnonzero(rating != rating.round())).size:
+            raise DataError(f"row {rows[0]}: 'rating' is {rating[rows[0]]:g}; a judge writes whole grades, so round it")
+        texts = [sentences(completion) for completion in verdicts["completion"]]
+        notes = _notes(verdicts["critique"], texts) if "critique" in verdicts.column_names else None
+        names = sorted({note for row in notes for note in row} - {FINE}) if notes is not None else None
+        words = [FINE, *(names or []), "grade", *map(str, range(1, grades + 1))]
+        judge = cls(reader(backbone, words, context, seed), names, grades)
+        scripts = [_script(said, notes[row] if notes is not None else [], str(int(rating[row])))
+                   for row, said in enumerate(texts)]  # fmt: skip
+        return judge.imitate(plain_prompts(verdicts["prompt"]), scripts, seed, **options)
+
+    def judge(self, prompts: list[str], completions: list[str], batch_size: int = 512) -> Judgement:
+        which, back = once(plain_prompts(prompts), completions)
+        if not which:
+            return Judgement(np.zeros(0), critiques=[])
+        notes, logits = self._write([(prompts[i], completions[i]) for i in which], batch_size)
+        steps = self.ids([str(grade) for grade in range(1, self.grades + 1)])
+        values = logits[:, steps].double().softmax(-1).numpy() @ np.arange(1, self.grades + 1)
+        best = logits.argmax(-1).tolist()
+        good = np.array([None not in n and b in steps for n, b in zip(notes, best, strict=True)])
+        values[~good] = (1 + self.grades) / 2
+        verdicts = [self._text(n, steps.index(b) + 1 if b in steps else None) for n, b in zip(notes, best, strict=True)]
+        self._check_parsed(good[back], [verdicts[k] for k in back])
+        return Judgement(values[back], critiques=[verdicts[k] for k in back])
+
+    def _write(self, rows: list[tuple[str, str]], batch_size: int) -> tuple[list[list[str | None]], Tensor]:
+        """The notes on each answer, and the logits of its grade."""
+        prompts, texts = [prompt for prompt, _ in rows], [sentences(text) for _, text in rows]
+        notes = self._write_notes(prompts, texts, batch_size)
+        said = [" ".join([*(text for text, _ in _script(t, n)), "grade"]) for t, n in zip(texts, notes, strict=True)]
+        return notes, self.next_logits(prompts, said, batch_size)
+
+    def short(self, prompts: list[str], completions: list[str]) -> list[str]:
+        """Verdicts as they are written, notes and grade without the sentences: "fine rude grade 2"."""
+        notes = []
+        for critique, text in zip(self(prompts, completions).critiques, completions, strict=True):
+            critique, grade = re.fullmatch(r"(.*?) ?(grade \S+) of \d+ \.", critique).groups()
+            named = dict(FAULT.findall(critique))
+            places = range(1, len(sentences(text)) + 1) if self.names is not None else ()
+            notes.append(" ".join([*(named.get(str(place), FINE) for place in places), grade]))
+        return notes
+
+    def _write_notes(self, prompts: list[str], texts: list[list[str]], batch_size: int) -> list[list[str | None]]:
+        """One note a sentence, each after reading the text so far and the notes before; None: no known word."""
+        notes: list[list[str | None]] = [[] for _ in texts]
+        if self.names is None:
+            return notes
+        known = dict(zip(self.ids([FINE, *self.names]), [FINE, *self.names], strict=True))
+        for k in range(max(map(len, texts), default=0)):
+            going = [i for i, text in enumerate(texts) if len(text) > k]
+            said = [" ".join(text for text, _ in _script(texts[i][: k + 1], notes[i])) for i in going]
+            best = self.next_logits([prompts[i] for i in going], said, batch_size).argmax(-1).tolist()
+            for i, token in zip(going, best, strict=True):
+                notes[i].append(known.get(token))
+        return notes
+
+    def _text(self, notes: list[str | None], grade: int | None) -> str:
+        faults = ["" if note == FINE else note or "?" for note in notes]
+        critique = "" if self.names is None else f"{write_faults(faults)} "
+        return f"{critique}grade {grade or '?'} of {self.grades} ."
+
+    def _check_parsed(self, good: np.ndarray, verdicts: list[str]) -> None:
+        self.unparsed = float(np.mean(~good))
+        if self.unparsed > self.max_unparsed and len(good) >= 20:
+            example = verdicts[int(np.flatnonzero(~good)[0])]
+            raise RewardError(
+                f"reward {self.card.name!r}: {self.unparsed:.0%} of {len(good)} verdicts do not parse, such as "
+                f"{example!r:.80}; train longer, or raise max_unparsed to give them the middle grade"
+            )
+
+    def _settings(self) -> dict:
+        return {"names": self.names, "grades": self.grades, "max_unparsed": self.max_unparsed}
+
+
+def _script(texts: list[str], notes: list[str | None], grade: str | None = None) -> list[tuple[str, bool]]:
+    """Sentences and notes in turn (a sentence without a note goes without), then "grade" and the grade if given."""
+    notes = [*notes, *[""] * (len(texts) - len(notes))]
+    pieces = [piece for text, note in zip(texts, notes, strict=True)
+              for piece in ((text, False), *([(note or FINE, True)] if note != "" else []))]  # fmt: skip
+    return pieces + ([("grade", False), (grade, True)] if grade else [])
+
+
+def _notes(critiques: list[str], texts: list[list[str]]) -> list[list[str]]:
+    """One note for each sentence from a critique such as "sentence 2 is rude ."."""
+    notes = []
+    for row, (critique, said) in enumerate(zip(critiques, texts, strict=True)):
+        faults = read_faults(critique) if isinstance(critique, str) else None
+        if faults is None or any(not 1 <= place <= len(said) for place, _ in faults):
+            raise DataError(
+                f"row {row}: can't read the critique {critique!r:.60} of {len(said)} sentences; write it as "
+                "'sentence 2 is rude .' (rewards.write_faults)"
+            )
+        named = dict(faults)
+        notes.append([named.get(place, FINE) for place in range(1, len(said) + 1)])
+    return notes
+
+
+class PairJudge(WrittenReward, PairReward):
+    """A judge that writes about both answers first, then reads what it wrote and says which is better (2410.12832).
+
+    It is shown "first fine rude grade 2 second fine grade 4 better" and writes "first" or "second"; the logit is the
+    difference of their log-probabilities. Like judges at large (2306.05685), it may heed the order.
+    """
+
+    def __init__(self, policy: Policy, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0):
+        self.policy, self.alone = policy, judge
+        self.opponents, self.both_orders, self.seed = opponents, both_orders, seed
+        self.history, self._known = pd.DataFrame(), {}
+        self.card = RewardCard(name="pair judge", construction_basis="data-driven", format="textual",
+                               expression="explicit", granularity="response", source="2410.12832")  # fmt: skip
+
+    @classmethod
+    def fit(
+        cls,
+        pairs: Dataset,
+        judge: Judge,
+        opponents: int = 4,
+        both_orders: bool = False,
+        seed: int = 0,
+        keep_order: bool = False,
+        **options,
+    ) -> PairJudge:
+        """Fit to `prompt/chosen/rejected`, from the weights of `judge`; arguments as for `Comparator.fit`."""
+        check_pairs(pairs)
+        prompts, first, second, chose_first = shown(pairs, seed, keep_order)
+        policy = reader(judge.policy, ["first", "second", "better"], seed=seed)
+        pair_judge = cls(policy, judge, opponents, both_orders, seed)
+        said = pair_judge.readings(prompts, first, second)
+        scripts = [[(text, False), ("first" if took else "second", True)]
+                   for text, took in zip(said, chose_first, strict=True)]  # fmt: skip
+        return pair_judge.imitate(prompts, scripts, seed, **options)
+
+    def readings(self, prompts: list[str], first: list[str], second: list[str]) -> list[str]:
+        """What the judge reads after the prompt: its own verdicts."""
+        if len(self._known) > 100_000:
+            self._known.clear()
+        rows = [*zip(prompts, first, strict=True), *zip(prompts, second, strict=True)]
+        if new := [row for row in dict.fromkeys(rows) if row not in self._known]:  # in a group answers meet often
+            self._known.update(zip(new, self.alone.short(*map(list, zip(*new, strict=True))), strict=True))
+        said = [self._known[row] for row in rows]
+        return [f"first {a} second {b} better" for a, b in zip(said[: len(prompts)], said[len(prompts) :], strict=True)]
+
+    def first_better(self, prompts: list[str], first: list[str], second: list[str]) -> np.ndarray:
+        if not prompts:
+            return np.zeros(0)
+        said = self.readings(plain_prompts(prompts), first, second)
+        logits = self.next_logits(prompts, said)[:, self.ids(["first", "second"])].double().numpy()
+        return logits[:, 0] - logits[:, 1]
+
+    def save(self, folder: str | Path) -> Path:
+        """As `Judge.save`, with the judge it builds on in the folder `alone`."""
+        self.alone.save(Path(folder) / "alone")
+        return super().save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PairJudge:
+        """Read what `save` wrote."""
+        return super().load(folder, judge=Judge.load(Path(folder) / "alone"))
+
+    def _settings(self) -> dict:
+        return {"opponents": self.opponents, "both_orders": self.both_orders, "seed": self.seed}

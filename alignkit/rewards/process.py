@@ -1,0 +1,265 @@
+"""Rewards for each step of an answer: a head read at the steps' tokens, and ways to make one score of many."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.policy import Batch, Policy, load_policy
+from alignkit.rewards.base import Judgement, once, sentence_ends
+from alignkit.rewards.data import check_columns, check_texts
+from alignkit.rewards.model import RewardModel
+
+UNITS = ("step", "segment", "response")
+AGGREGATES = ("product", "min", "last", "mean", "sum")
+CREDIT = ("added", "level")
+
+
+def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
+    """The aggregate after each step, shape (steps,); the last entry is that of the whole answer.
+
+    `values`: for each step the probability that it is right. "product": that all are (2305.20050); "min": the weakest
+    step; "last", "mean"; "sum": of 2p - 1, so that a step that is as likely wrong as right adds nothing (2306.01693
+    pays +1 or -1 a segment).
+    """
+    if how not in AGGREGATES:
+        raise AlignkitError(f"aggregate must be one of {', '.join(AGGREGATES)}, not {how!r}")
+    values = np.asarray(values, dtype=np.float64)
+    if how == "product":
+        return np.cumprod(values)
+    if how == "min":
+        return np.minimum.accumulate(values) if len(values) else values
+    if how == "mean":
+        return np.cumsum(values) / np.arange(1, len(values) + 1)
+    return np.cumsum(2 * values - 1) if how == "sum" else values
+
+
+def step_tokens(codec: Policy, completions: list[str], ends: list[list[int]]) -> list[list[int]]:
+    """Index of the token that ends each step, counted from the completion's first; `ends` in characters."""
+    if not completions:
+        return []
+    if not getattr(codec.tokenizer, "is_fast", False):  # no offsets: read each beginning by itself
+        return [[len(codec.completion_ids(text[:end], ended=False)) - 1 for end in row]
+                for text, row in zip(completions, ends, strict=True)]  # fmt: skip
+    said = codec.tokenizer([f" {text}" for text in completions], add_special_tokens=False, return_offsets_mapping=True)
+    starts = [[start for start, _ in offsets] for offsets in said["offset_mapping"]]
+    return [(np.searchsorted(row, np.add(each, 1)) - 1).tolist() for row, each in zip(starts, ends, strict=True)]
+
+
+class ProcessReward(RewardModel):
+    """The probability that each step is right, given what came before it: a process reward model (2305.20050).
+
+    - `unit` is for the card: a "step" of a solution, a "segment" (sentence) of any text, or the whole "response", which
+      makes it an outcome reward model with everything else equal;
+    - `pooling` "last" reads the head at the last token of a step, "mean" averages it over the step's tokens;
+    - `surprise`: beside its head, the logit reads how likely the backbone found the step's tokens (the sum and the
+      least of their log-probabilities, by logistic regression). Tiny backbones can't learn from some hundred labels to
+      compare what was written with what they would have written; this hands it to them;
+    - `aggregate` makes the answer's score: see `aggregate_steps`. An answer without steps has score 0;
+    - `credit` is what `Judgement.steps` holds. "added": the aggregate after the step minus that before it, so that the
+      steps sum to the score, and a longer answer is not paid for being longer. "level": the probabilities themselves
+      (as in 2312.08935), which an optimizer that sums rewards can collect by making more steps.
+
+    At scoring time steps end where sentences do, unless `ends_of(completion)` says otherwise (in characters).
+    """
+
+    kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
+
+    def __init__(self, model, codec: Policy, pooling: str = "last", name: str | None = None):
+        said = getattr(model.config, "alignkit_process", None) or {}
+        self.unit, self.aggregate = said.get("unit", "step"), said.get("aggregate", "product")
+        self.credit, self.ends_of = said.get("credit", "added"), sentence_ends
+        self.surprise: list[float] | None = said.get("surprise")  # weights of sum and least, and the intercept
+        self.kind = {**self.kind, "granularity": self.unit}
+        super().__init__(model, codec, pooling, name)
+
+    @classmethod
+    def fit(
+        cls,
+        steps: Dataset,
+        backbone: Policy | str,
+        unit: str = "step",
+        pooling: str = "mean",
+        aggregate: str = "product",
+        credit: str = "added",
+        surprise: bool = True,
+        seed: int = 0,
+        **options,
+    ) -> ProcessReward:
+        """Fit to TRL's process-reward format: `prompt/completions/labels`, `completions` a list of steps, `labels` one
+        true or false (or a number in [0, 1], say from rollouts) for each. Options as in `RewardModel.train`.
+        """
+        for name, value, allowed in (("unit", unit, UNITS), ("aggregate", aggregate, AGGREGATES),
+                                     ("credit", credit, CREDIT)):  # fmt: skip
+            if value not in allowed:
+                raise AlignkitError(f"ProcessReward: {name} must be one of {', '.join(allowed)}, not {value!r}")
+        labels = check_steps(steps)
+        reward = cls.new(backbone, seed, pooling).but(unit=unit, aggregate=aggregate, credit=credit)
+        texts = [" ".join(row) for row in steps["completions"]]
+        batch = reward.codec.encode(steps["prompt"][:], texts)
+        places = _padded(step_tokens(reward.codec, texts, [_ends(row) for row in steps["completions"]]), -1)
+        target = _padded(labels, torch.nan).float()
+        offset = reward.offsets(batch, places, target) if surprise else torch.zeros_like(target)
+
+        def loss(index: Tensor) -> tuple[Tensor, dict]:
+            goal = target[index].to(batch.ids.device)
+            logits = reward.step_logits(batch.rows(index), places[index]) + offset[index].to(goal.device)
+            known = ~goal.isnan()
+            accuracy = ((logits > 0) == (goal > 0.5))[known].float().mean().item()
+            return F.binary_cross_entropy_with_logits(logits[known], goal[known]), {"accuracy": accuracy}
+
+        return reward.train(loss, batch.attention.sum(1), seed=seed, **options)
+
+    def but(self, **changes) -> ProcessReward:
+        """The same model with `unit`, `aggregate`, `credit` or `ends_of` changed; nothing is fit, nothing is copied."""
+        unknown = set(changes) - {"unit", "aggregate", "credit", "ends_of"}
+        if unknown:
+            raise AlignkitError(f"ProcessReward.but: nothing called {sorted(unknown)[0]!r}")
+        other = copy.copy(self)
+        other.__dict__.update(changes)
+        other.card = replace(self.card, granularity=other.unit)
+        return other
+
+    def step_logits(self, batch: Batch, places: Tensor) -> Tensor:
+        """The head's logit for each step, shape (N, S), without what surprise adds; differentiable.
+
+        `places` (N, S): each step's last token, -1 where there is none.
+        """
+        by_token = self.outputs_by_token(batch)[..., 0]
+        last = places.to(by_token.device).clamp(0, by_token.shape[1] - 1)
+        if self.pooling == "last":
+            return by_token.gather(1, last)
+        return _sums(by_token, last) / (last - _before(last)).clamp(min=1)
+
+    @torch.no_grad()
+    def offsets(self, batch: Batch, places: Tensor, target: Tensor | None = None, batch_size: int = 512) -> Tensor:
+        """What surprise adds to each step's logit, shape (N, S); with `target`, its weights are fit first."""
+        parts = [_surprise(self.codec, batch.rows(rows), places[rows])
+                 for rows in torch.arange(len(batch)).split(batch_size)]  # fmt: skip
+        read = torch.cat(parts)
+        if target is not None:
+            self.surprise = _logistic(read, target)
+        total, least, constant = self.surprise or (0.0, 0.0, 0.0)
+        return (total * read[..., 0] + least * read[..., 1] + constant).float()
+
+    @torch.no_grad()
+    def step_probabilities(
+        self, prompts: list, completions: list[str], ends: list[list[int]] | None = None, batch_size: int = 512
+    ) -> list[np.ndarray]:
+        """For each completion the probability that each of its steps is right; N arrays of shape (steps,).
+
+        `ends`: where the steps end, in characters (default: where `ends_of` says).
+        """
+        ends = [self.ends_of(text) for text in completions] if ends is None else ends
+        which, back = once(prompts, completions, ends)
+        known = self._read(prompts, completions, ends, which, batch_size)
+        return [known[k] for k in back]
+
+    def _read(self, prompts: list, completions: list[str], ends: list, which: list[int], batch_size: int) -> list:
+        if not which:
+            return []
+        texts, marks = [completions[i] for i in which], [ends[i] for i in which]
+        batch = self.codec.encode([prompts[i] for i in which], texts)
+        places = _padded(step_tokens(self.codec, texts, marks), -1)
+        out: list[np.ndarray] = [np.zeros(0)] * len(batch)
+        for part in batch.attention.sum(1).argsort().split(batch_size):
+            logits = self.step_logits(batch.rows(part), places[part]).cpu()
+            if self.surprise:
+                logits = logits + self.offsets(batch.rows(part), places[part])
+            p = logits.double().sigmoid().numpy()
+            for row, values in zip(part.tolist(), p, strict=True):
+                out[row] = values[: len(marks[row])]
+        return out
+
+    def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
+        ends = [self.ends_of(text) for text in completions]
+        levels = self.step_probabilities(prompts, completions, ends, batch_size)
+        running = [aggregate_steps(values, self.aggregate) for values in levels]
+        scores = np.array([values[-1] if len(values) else 0.0 for values in running])
+        steps = levels if self.credit == "level" else [np.diff(values, prepend=0.0) for values in running]
+        return Judgement(scores, steps=steps, ends=ends)
+
+    def save(self, folder: str | Path) -> Path:
+        """As `RewardModel.save`; its settings go into the config (not `ends_of`), the backbone into a folder."""
+        said = {name: getattr(self, name) for name in ("unit", "aggregate", "credit", "surprise")}
+        self.model.config.alignkit_process = said
+        if self.surprise:
+            self.codec.save(Path(folder) / "backbone")
+        return super().save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ProcessReward:
+        """Read what `save` wrote."""
+        reward = super().load(folder)
+        if reward.surprise:
+            reward.codec = load_policy(Path(folder) / "backbone")
+        return reward
+
+
+def check_steps(steps: Dataset) -> list[list[float]]:
+    """The labels as numbers. DataError naming the row if steps and labels do not match or are not what they should."""
+    check_columns(steps, ["prompt", "completions", "labels"], "steps")
+    check_texts(steps)
+    for row, (texts, labels) in enumerate(zip(steps["completions"], steps["labels"], strict=True)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"row {row}: 'completions' must be a list of steps, each a text that is not empty")
+        if not texts:
+            raise DataError(f"row {row}: there is no step; drop that row")
+        if not isinstance(labels, list) or len(labels) != len(texts):
+            n = len(labels) if isinstance(labels, list) else 1
+            raise DataError(f"row {row}: {len(texts)} steps but {n} labels; give one label for each step")
+        for label in labels:
+            if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+                raise DataError(f"row {row}: label {label!r}; a label is true, false or a number from 0 to 1")
+    return [[float(label) for label in labels] for labels in steps["labels"]]
+
+
+def _ends(steps: list[str]) -> list[int]:
+    """Where each step ends in " ".join(steps), in characters."""
+    return (np.cumsum([len(text) + 1 for text in steps]) - 1).tolist()
+
+
+def _before(last: Tensor) -> Tensor:
+    """The place before each step's first token."""
+    return F.pad(last[:, :-1], (1, 0), value=-1)
+
+
+def _sums(by_token: Tensor, last: Tensor) -> Tensor:
+    """Sums of (N, T) over the tokens of each step; last (N, S)."""
+    total = F.pad(by_token.cumsum(1), (1, 0))  # total[:, t]: over the first t tokens
+    return total.gather(1, last + 1) - total.gather(1, _before(last) + 1)
+
+
+def _surprise(backbone: Policy, batch: Batch, places: Tensor) -> Tensor:
+    """Sum and least of the log-probabilities of each step's tokens, shape (N, S, 2); 0 where there is no step."""
+    logp = backbone.token_logprobs(batch).double().cpu()
+    last = places.clamp(min=0)
+    time, first = torch.arange(logp.shape[1]), _before(last)
+    inside = (time > first[..., None]) & (time <= last[..., None])
+    least = logp[:, None].masked_fill(~inside, 0.0).amin(-1)
+    return torch.stack([_sums(logp, last), least], -1) * (places >= 0)[..., None]
+
+
+def _logistic(read: Tensor, target: Tensor) -> list[float]:
+    """Weights and intercept of a logistic regression of labels (soft ones count as parts of both) on surprise."""
+    known = ~target.isnan()
+    x, p = read[known].numpy(), target[known].double().numpy()
+    y, weight = np.repeat([1, 0], len(p)), np.concatenate([p, 1 - p])
+    if p.min() == p.max() and p.min() in (0, 1):
+        raise DataError(f"all {len(p)} labels are {bool(p[0])}: there is nothing to learn from them")
+    fit = LogisticRegression(max_iter=1000).fit(np.concatenate([x, x]), y, sample_weight=weight)
+    return [*fit.coef_[0].tolist(), float(fit.intercept_[0])]
+
+
+def _padded(rows: list[list], fill: float) -> Tensor:
+    width = max(1, *map(len, rows)) if rows else 0
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]).view(len(rows), width)
