@@ -5,6 +5,7 @@ Colors are Okabe and Ito's, which color-blind people can tell apart.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -298,11 +299,17 @@ def dimensions(inhabited: dict[str, dict[str, list[str]]]) -> Figure:
 
 
 def _value(ax: Axes, x: float, y: float, value: str, names: list[str], color: str) -> None:
-    """One value of a dimension as a box, with the names of what has it."""
+    """One value of a dimension as a box, with the names of some that have it."""
     ink, edge, face = (INK, color, to_rgba(color, 0.3)) if names else (GRAY, FAINT, "white")
     _box(ax, x + 0.04, y - 0.3, 0.9, 0.58, face, edge)
     ax.text(x + 0.49, y + 0.14, value, ha="center", va="center", fontsize=9.5, color=ink)
-    listed = textwrap.fill(", ".join(names) or "planned", 21)
+    names = [*dict.fromkeys(name.split(",")[0] for name in names)]  # "ProcessReward, segments" is one of its kind
+    for shown in range(len(names), 0, -1):  # as many as two lines hold
+        more = len(names) - shown
+        lines = textwrap.wrap(", ".join([*names[:shown], *([f"and {more} more"] if more else [])]), 21)
+        if len(lines) <= 2:
+            break
+    listed = "\n".join(lines) if names else "planned"
     ax.text(x + 0.49, y - 0.13, listed, ha="center", va="center", fontsize=6.8, color=ink, linespacing=1.1)
 
 
@@ -335,3 +342,42 @@ def frontier(ax: Axes, kl, value, kl_n, gold_n, ns) -> None:
     label_line(ax, kl_n, gold_n, "best-of-n", GOLD)
     ax.axhline(0, color=FAINT, lw=1, zorder=0)
     ax.set(xlabel="KL from the patient (nats)", ylabel="gold gained (within-prompt sd)")
+
+
+def named_lines(ax: Axes, x, lines: dict, colors: Iterable[str], log: bool = False, title: str = "") -> None:
+    """Many lines, each named at its end; names that would overlap are moved apart. `log`: x in powers of two."""
+    x = np.asarray(x)
+    for y, color in zip(lines.values(), colors := list(colors), strict=True):
+        ax.plot(x, y, ".-", color=color, lw=1.6)
+    if log:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, x)
+        ax.set(xlim=(x[0] / 1.15, x[-1] * 3.2), xlabel="n (answers to choose from)")
+    else:
+        ax.set_xlim(x[0] - 0.03 * np.ptp(x), x[-1] + 0.22 * np.ptp(x) + 1e-9)
+    low, high = ax.get_ylim()
+    ends = np.array([y[-1] for y in lines.values()], dtype=float)
+    order, placed, least = ends.argsort(), ends.copy(), 0.062 * (high - low)
+    for a, b in zip(order, order[1:], strict=False):
+        placed[b] = max(placed[b], placed[a] + least)
+    placed -= max(0.0, placed.max() - high + least / 2)
+    for a, b in zip(order[::-1], order[-2::-1], strict=False):
+        placed[b] = min(placed[b], placed[a] - least)
+    for name, color, y in zip(lines, colors, placed, strict=True):
+        ax.annotate(name, (x[-1], y), (6, 0), textcoords="offset points", color=color, va="center", fontsize=9)
+    ax.set_title(title)
+
+
+def step_strip(ax: Axes, steps: list[str], values, right: Iterable[bool], title: str = "") -> None:
+    """An answer's steps from left to right, each over a bar of the probability that it is right; wrong ones marked."""
+    ax.set(xlim=(0, max(5, len(steps))), ylim=(-0.45, 1.6))
+    ax.axis("off")
+    ax.text(-0.02, 0.9, title, ha="right", va="center", fontsize=9, transform=ax.transData)
+    for k, (step, value, good) in enumerate(zip(steps, values, right, strict=True)):
+        ink = INK if good else GOLD
+        said = re.sub(r"(?<=[\d+=]) (?=[\d+=])", "", step.removesuffix(" ."))
+        ax.text(k + 0.04, 0.62, said, color=ink, fontsize=9.5, va="bottom")
+        ax.plot([k + 0.04, k + 0.84], [0.25, 0.25], color=FAINT, lw=6, solid_capstyle="butt")
+        ax.plot([k + 0.04, k + 0.04 + 0.8 * value], [0.25, 0.25], color=PHASE["reward"], lw=6, solid_capstyle="butt")
+        mark = "" if good else " \u2717"
+        ax.text(k + 0.84, -0.1, f"{value:.2f}{mark}", color=ink, fontsize=8, ha="right", va="center")

@@ -18,11 +18,12 @@ from alignkit.evaluation.core import (
     kl_of_best_of_n,
     sequence_kl,
 )
-from alignkit.evaluation.side_by_side import side_by_side
+from alignkit.evaluation.side_by_side import BUDGETS, side_by_side
 
 _DIAGNOSIS = ("diagnose", "read_pairs")
 
 __all__ = [
+    "BUDGETS",
     "MIN_ESS",
     "Chart",
     "Frontier",

@@ -8,13 +8,15 @@ from alignkit.optimize.advantages import (
     reward_to_go,
 )
 from alignkit.optimize.credit import token_rewards
-from alignkit.optimize.inference import best_of_n
+from alignkit.optimize.displacement import ches
+from alignkit.optimize.inference import best_of_n, revise
 from alignkit.optimize.losses import clipped_surrogate, dpo_loss, kl_estimate
 from alignkit.optimize.policy_gradient import grpo, policy_gradient, rloo
 from alignkit.optimize.preference import dpo, sft, summed_logprobs
 
 __all__ = [
     "best_of_n",
+    "ches",
     "clipped_surrogate",
     "dense_group_normalized",
     "dense_leave_one_out",
@@ -26,6 +28,7 @@ __all__ = [
     "leave_one_out",
     "policy_gradient",
     "reward_to_go",
+    "revise",
     "rloo",
     "sft",
     "summed_logprobs",

@@ -37,23 +37,38 @@ def reward_to_go(rewards: Tensor) -> Tensor:
 
 
 def dense_leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Reward-to-go minus the others' mean reward-to-go at the same token; rewards and mask (prompts, group, T).
+    """What a completion earns from here on, minus what the others earned after as many rewards; (prompts, group, T).
 
-    Unbiased, as the baseline of a completion does not depend on it (2402.14740, for rewards at tokens). A completion
-    that has ended earns 0 from there on; NaN is a token without a reward.
+    A token before which k rewards were paid is compared with the others' rewards from the (k+1)-th on: so a step is
+    compared with the same step, wherever it stands. k does not depend on the token itself, nor the others on this
+    completion, so the baseline is unbiased (2402.14740, for rewards along the way). With a reward for every token,
+    that is the reward-to-go against the others' at the same token; with one reward each, it is `leave_one_out`.
+    NaN is a token without a reward; a completion that has had all of its rewards earns 0 from there on.
     """
     if rewards.shape[1] < 2:
         raise AlignkitError("dense_leave_one_out needs at least two completions for each prompt (group_size)")
-    rest = reward_to_go(rewards.nan_to_num() * mask)
+    paid = ~rewards.isnan() & (mask > 0)
+    before = paid.cumsum(-1) - paid.long()  # rewards paid before each token
+    most = int(paid.sum(-1).max())
+    in_order = rewards.new_zeros(*rewards.shape[:2], most + 1)
+    in_order.scatter_add_(2, before, torch.where(paid, rewards, 0.0))
+    rest = reward_to_go(in_order)
     others = (rest.sum(1, keepdim=True) - rest) / (rewards.shape[1] - 1)
-    return (rest - others) * mask
+    return (rest - others).gather(2, before) * mask
 
 
 def dense_group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor:
     """GRPO with process supervision (2402.03300, section 4.1.3): rewards are normalized over all rewarded tokens of the
     group, then summed from each token on; shapes and NaN as in `dense_leave_one_out`.
     """
+    if rewards.shape[1] < 2:
+        raise AlignkitError("dense_group_normalized needs at least two completions for each prompt (group_size)")
     rewards = rewards.masked_fill(mask == 0, torch.nan)
     mean = rewards.nanmean((1, 2), keepdim=True)
+    # equal rewards teach nothing, but their mean may round off
+    known = ~rewards.isnan()
+    low = rewards.masked_fill(~known, torch.inf).amin((1, 2), keepdim=True)
+    high = rewards.masked_fill(~known, -torch.inf).amax((1, 2), keepdim=True)
+    mean = torch.where(low == high, rewards, mean)
     spread = (rewards - mean).pow(2).nanmean((1, 2), keepdim=True).sqrt()
     return reward_to_go(((rewards - mean) / (spread + eps)).nan_to_num()) * mask

@@ -87,8 +87,8 @@ def policy_gradient(
     the treatment early, before the update of the first batch whose KL exceeds it. The history has one row a step:
     reward, k1 estimate of the sequence KL, length in tokens, clip fraction, share of zero-variance groups.
 
-    `advantages_of`: from scores (prompts, group), and from token rewards and mask (prompts, group, T). `credit` "finest"
-    uses rewards of tokens, steps or segments where the reward gives them, "response" its scores only.
+    `advantages_of`: from scores (prompts, group), and from token rewards and mask (prompts, group, T). `credit`
+    "finest" uses rewards of tokens, steps or segments where the reward gives them, "response" its scores only.
     """
     if credit not in CREDITS:
         raise AlignkitError(f"{name}: credit must be one of {', '.join(CREDITS)}, not {credit!r}")
@@ -118,10 +118,12 @@ def policy_gradient(
             shaped = (scores.to(moved.device) - kl_in_reward * moved).view(len(asked), group_size)
             advantage = advantages_of[0](shaped).flatten()
         else:
-            if kl_in_reward:
-                dense = dense.nan_to_num() - kl_in_reward * (old - ref)
-            shaped = dense.unflatten(0, (len(asked), group_size))
-            advantage = advantages_of[1](shaped, rollout.batch.mask.view_as(shaped)).flatten(0, 1)
+            shape = (len(asked), group_size)
+            mask = rollout.batch.mask.unflatten(0, shape)
+            advantage = advantages_of[1](dense.unflatten(0, shape), mask).flatten(0, 1)
+            if kl_in_reward:  # a reward of its own, at every token
+                penalty = (kl_in_reward * (old - ref)).unflatten(0, shape)
+                advantage = advantage - advantages_of[1](penalty, mask).flatten(0, 1)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
         clipped = []
