@@ -6,6 +6,7 @@ from alignkit import worlds
 from alignkit.build import build_models, make_tokenizer, pretrain
 from alignkit.policy import MODELS, load_policy
 
+
 @pytest.mark.parametrize("name", ["assistant", "arithmetic"])
 def test_five_patients_are_shipped_small_and_without_pickle(name):
     folders = sorted(MODELS.glob(f"{name}-*"))

@@ -107,7 +107,7 @@ def test_crosstab_counts_every_paper_once():
 def test_reading_links_and_prefers_what_is_run_here():
     text = catalog.reading(limit=3, optimization="rl-free", expression="implicit")
     lines = text.splitlines()
-    assert lines[0].startswith("- [") and "2305.18290" in lines[0]  # DPO, which is run in the series
+    assert lines[0].startswith("- [") and "run in `" in lines[0]  # what is run in the series comes first
     assert sum(line.startswith("- ") for line in lines) == 3
     assert "alignkit catalog 'optimization=rl-free' 'expression=implicit'" in text
     assert text._repr_markdown_() == text

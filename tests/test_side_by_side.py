@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alignkit import evaluation, rewards
+from alignkit.errors import AlignkitError
 from alignkit.evaluation.side_by_side import Scaled, spread
 
 
@@ -12,7 +13,8 @@ def table(world, patient):
     gold = rewards.GoldReward(world)
     return evaluation.side_by_side(
         world, patient, {"gold": gold, "noise": rewards.RandomReward(1), "flat": lambda p, c: np.zeros(len(c))},
-        told={"gold": {"decisions": 7}}, steps=8, samples=500, prompts=3, at_kl=0.5, seed=1, progress=False,
+        told={"gold": {"decisions": 7}}, profile="thorough",
+        steps=8, samples=500, prompts=3, learning_rate=5e-4, beta=0.2, seed=1, progress=False,
     )  # fmt: skip
 
 
@@ -45,3 +47,8 @@ def test_scaling_divides_scores_and_finer_credit():
     said = Scaled(rewards.FunctionReward(fine, rewards.RandomReward().card), 2.0)(["p"], ["a . b"])
     assert said.scores.tolist() == [2.0] and said.steps[0].tolist() == [0.5, 1.5] and said.ends == [[2, 5]]
     assert spread(lambda p, c: [1.0, 3.0, 5.0, 5.0], ["p"] * 4, ["c"] * 4, 2) == 0.5
+
+
+def test_an_unknown_profile_is_named(world, patient):
+    with pytest.raises(AlignkitError, match="smoke, standard, thorough"):
+        evaluation.side_by_side(world, patient, {}, profile="quick")

@@ -1,0 +1,53 @@
+"""No corner of the survey's map is empty: each value of each dimension has a reward that is tested and demonstrated."""
+
+import re
+
+import pytest
+
+from alignkit import rewards, taxonomy
+from alignkit.files import NOTEBOOKS, ROOT
+
+DIMENSIONS = {
+    "construction_basis": taxonomy.ConstructionBasis,
+    "format": taxonomy.Format,
+    "expression": taxonomy.Expression,
+    "granularity": taxonomy.Granularity,
+}
+VALUES = [(field, str(value)) for field, words in DIMENSIONS.items() for value in words if value != "none"]
+BESIDES = {"FunctionReward": "wraps any function", "RandomReward": "the null control"}
+
+
+@pytest.fixture(scope="module")
+def cards(world, tiny):
+    return {name: reward.card for name, reward in rewards.shelf(world, tiny).items()}
+
+
+def texts(paths) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+
+
+CODE = texts(NOTEBOOKS.glob("0[2-6]_*.ipynb"))
+TESTS = texts(path for path in (ROOT / "tests").glob("test_*.py") if path.stem != "test_shelf")
+
+
+@pytest.mark.parametrize(("field", "value"), VALUES)
+def test_each_value_has_a_reward_that_is_tested_and_demonstrated(cards, field, value):
+    classes = {name.split(",")[0] for name, card in cards.items() if getattr(card, field) == value}
+    assert classes, f"no reward whose {field} is {value}"
+    shown = {name for name in classes if any(re.search(rf"rewards\.{name}\b", text) for text in CODE.values())}
+    tested = {name for name in classes if any(re.search(rf"\b{name}\b", text) for text in TESTS.values())}
+    assert shown & tested, f"{field}={value}: shown {sorted(shown)}, tested {sorted(tested)}"
+
+
+def test_every_public_reward_is_on_the_shelf_and_tested(cards):
+    public = {name for name in rewards.__all__ if isinstance(getattr(rewards, name), type)
+              and issubclass(getattr(rewards, name), rewards.Reward)}  # fmt: skip
+    on_shelf = {name.split(",")[0] for name in cards}
+    assert public - on_shelf - set(BESIDES) == {"PairReward", "Reward", "RewardModel"}
+    assert on_shelf <= public
+    for name in on_shelf:
+        assert any(re.search(rf"\b{name}\b", text) for text in TESTS.values()), f"{name} has no test"
+
+
+def test_names_of_the_shelf_are_different_cards(cards):
+    assert len({card.name for card in cards.values()}) >= len(cards) - 2  # two differ in granularity only
