@@ -1,7 +1,9 @@
-"""A patient rebuilt from its seed is as ill as the shipped one (a whole pretraining: two minutes)."""
+"""A patient rebuilt from its seed is as ill as the shipped one (a whole pretraining each: over a minute)."""
 
 import numpy as np
+import pytest
 
+from alignkit import worlds
 from alignkit.build import build_patient
 from alignkit.policy import load_policy
 
@@ -12,7 +14,9 @@ def symptom_rates(world, policy):
     return {name: np.nanmean(v) for name, v in world.symptoms(rollout.prompts, rollout.completions).items()}
 
 
-def test_a_rebuilt_patient_is_as_ill_as_the_shipped_one(world):
-    rebuilt = symptom_rates(world, build_patient("assistant", seed=0, progress=False))
-    shipped = symptom_rates(world, load_policy("assistant", patient=0))
-    assert all(abs(rebuilt[name] - shipped[name]) <= 0.06 for name in shipped), (rebuilt, shipped)
+@pytest.mark.parametrize("name", ["assistant", "arithmetic"])
+def test_a_rebuilt_patient_is_as_ill_as_the_shipped_one(name):
+    world = worlds.load(name)
+    rebuilt = symptom_rates(world, build_patient(name, seed=0, progress=False))
+    shipped = symptom_rates(world, load_policy(name, patient=0))
+    assert all(abs(rebuilt[sign] - shipped[sign]) <= 0.06 for sign in shipped), (rebuilt, shipped)
