@@ -87,7 +87,8 @@ def label_line(ax: Axes, x, y, text: str, color: str, at: int = -1, dx: float = 
 
 def say(ax: Axes, text: str) -> None:
     """A small gray note in the lower right corner."""
-    ax.annotate(text, (0.99, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color=GRAY)
+    pale = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # to be read over bars, too
+    ax.annotate(text, (0.99, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color=GRAY, bbox=pale)
 
 
 def band(ax: Axes, x, per_row: np.ndarray, color: str, label: str = "", **style) -> np.ndarray:
