@@ -13,8 +13,8 @@ DATA = ROOT / "data"
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def write_atomic(path: str | Path, text: str) -> Path:
-    """Write `text` to `path` whole or not at all (temporary file in the same folder, then rename).
+def write_atomic(path: str | Path, text: str | bytes) -> Path:
+    """Write text (as UTF-8) or bytes to `path` whole or not at all (temporary file in the same folder, then rename).
 
     Raises AlignkitError, naming the path, if the disk is full or the folder can't be written; what was there stays.
     """
@@ -23,8 +23,8 @@ def write_atomic(path: str | Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8") if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files private

@@ -242,6 +242,21 @@ def positions(attention: Tensor) -> Tensor:
     return (attention.cumsum(-1) - 1).clamp(min=0)
 
 
+def check_same_vocabulary(policy: Policy, reference: Policy) -> None:
+    """AlignkitError if the two do not share one vocabulary: their log-probabilities could not be compared."""
+    if policy.tokenizer is reference.tokenizer and policy.model.config.vocab_size == reference.model.config.vocab_size:
+        return
+    mine, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
+    sizes = policy.model.config.vocab_size, reference.model.config.vocab_size
+    if mine == theirs and sizes[0] == sizes[1]:
+        return
+    only = sorted({*mine} ^ {*theirs})[:3]
+    raise AlignkitError(
+        f"{policy.name!r} ({sizes[0]} tokens) and its reference {reference.name!r} ({sizes[1]}) have different "
+        f"vocabularies{f', such as {only}' if only else ''}; take a reference of the same family as the policy"
+    )
+
+
 def shuffled_batches(lengths: Tensor, batch_size: int, steps: int, seed: int) -> list[Tensor]:
     """Row indices of each of `steps` minibatches: shuffled passes over all rows, laid end to end.
 
@@ -280,6 +295,8 @@ def load_policy(name_or_path: str | Path, patient: int = 0, **options) -> Policy
     if not local and ("/" not in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise AlignkitError(_no_policy(source, "no such folder or shipped policy"))
     safe = {"trust_remote_code": False, "local_files_only": local}
+    if MODELS in folder.parents:
+        options.setdefault("dtype", torch.float32)  # some are shipped in half precision, to be small
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **safe)
         model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **safe, **options)

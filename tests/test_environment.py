@@ -16,8 +16,14 @@ from packaging.utils import canonicalize_name as canonical
 
 from alignkit.files import DATA, NOTEBOOKS, ROOT
 
-CONDA = {"torch": "pytorch"}  # where conda calls it otherwise
-IMPORTED_AS = {"crowd-kit": "crowdkit", "scikit-learn": "sklearn", "pyyaml": "yaml", "ipython": "IPython"}
+CONDA = {"torch": "pytorch", "lazy-loader": "lazy_loader"}  # where conda calls it otherwise
+IMPORTED_AS = {
+    "crowd-kit": "crowdkit",
+    "ipython": "IPython",
+    "lazy-loader": "lazy_loader",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
 NOT_IMPORTED = {
     "jupyterlab": "make lab",
     "ipywidgets": "tqdm draws its bars with them",

@@ -10,8 +10,6 @@ from datasets import Dataset
 from alignkit import feedback, optimize, rewards, worlds
 from alignkit.errors import AlignkitError, DataError, RewardError
 from alignkit.optimize import (
-    dense_group_normalized,
-    dense_leave_one_out,
     group_normalized,
     leave_one_out,
     reward_to_go,
@@ -57,19 +55,19 @@ def test_reward_to_go_sums_what_comes_after():
     assert reward_to_go(rewards).tolist() == [[7, 6, 4], [-1, -1, 0]]
 
 
-def test_dense_leave_one_out_by_hand():
+def test_leave_one_out_by_hand():
     given = torch.tensor([[[NAN, 1.0, NAN], [0.0, NAN, 2.0]]])
     mask = torch.tensor([[[1, 1, 0], [1, 1, 1]]])
     # to go after 0, 1, 2 rewards: (1, 0, 0) and (2, 2, 0); each token after as many rewards as were paid before it
-    assert dense_leave_one_out(given, mask).tolist() == [[[-1, -1, 0], [1, 2, 2]]]
+    assert leave_one_out(given, mask).tolist() == [[[-1, -1, 0], [1, 2, 2]]]
 
 
-def test_dense_group_normalized_by_hand():
+def test_group_normalized_by_hand():
     given = torch.tensor([[[NAN, 1.0, 3.0], [NAN, 5.0, NAN]]])
     mask = torch.tensor([[[1, 1, 1], [1, 1, 0]]])
-    spread = (8 / 3) ** 0.5  # of 1, 3, 5; their mean is 3
+    spread = 2.0  # of 1, 3, 5; their mean is 3
     expected = torch.tensor([[[-2.0, -2.0, 0.0], [2.0, 2.0, 0.0]]]) / (spread + 1e-4)
-    torch.testing.assert_close(dense_group_normalized(given, mask), expected)
+    torch.testing.assert_close(group_normalized(given, mask), expected)
 
 
 def test_one_reward_at_the_end_is_the_response_credit():
@@ -77,16 +75,15 @@ def test_one_reward_at_the_end_is_the_response_credit():
     at_end = torch.full((3, 4, 5), NAN)
     at_end[..., -1] = scores
     mask = torch.ones(3, 4, 5)
-    torch.testing.assert_close(dense_leave_one_out(at_end, mask), leave_one_out(scores)[..., None].expand(3, 4, 5))
+    torch.testing.assert_close(leave_one_out(at_end, mask), leave_one_out(scores)[..., None].expand(3, 4, 5))
     early, shorter = at_end.roll(-2, dims=-1), mask.clone()  # and wherever the end is
     early[1:], shorter[:1, :, 3:] = at_end[1:], 0
-    torch.testing.assert_close(dense_leave_one_out(early, shorter), leave_one_out(scores)[..., None] * shorter)
-    # GRPO's variant divides by the standard deviation over all rewarded tokens, without Bessel's correction
-    ratio = dense_group_normalized(at_end, mask, eps=0) / group_normalized(scores, eps=0)[..., None]
-    torch.testing.assert_close(ratio, torch.full_like(ratio, (4 / 3) ** 0.5))
+    torch.testing.assert_close(leave_one_out(early, shorter), leave_one_out(scores)[..., None] * shorter)
+    normalized = group_normalized(scores)[..., None]
+    torch.testing.assert_close(group_normalized(at_end, mask), normalized.expand(3, 4, 5))
 
 
-@pytest.mark.parametrize("advantages_of", [dense_leave_one_out, dense_group_normalized])
+@pytest.mark.parametrize("advantages_of", [leave_one_out, group_normalized])
 def test_equal_rewards_and_padding_teach_nothing(advantages_of):
     same = torch.full((2, 3, 4), 0.1)
     assert advantages_of(same, torch.ones(2, 3, 4)).abs().max() < 1e-6
@@ -98,9 +95,9 @@ def test_equal_rewards_and_padding_teach_nothing(advantages_of):
     assert (advantages_of(garbage, mask)[..., 3] == 0).all()
 
 
-@pytest.mark.parametrize("advantages_of", [dense_leave_one_out, dense_group_normalized])
+@pytest.mark.parametrize("advantages_of", [leave_one_out, group_normalized])
 def test_a_group_of_one_is_an_error(advantages_of):
-    with pytest.raises(AlignkitError, match="at least two completions"):
+    with pytest.raises(AlignkitError, match="more completions"):
         advantages_of(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
 
 
@@ -108,12 +105,12 @@ def test_with_a_reward_for_every_token_it_is_reward_to_go_against_the_others():
     given, mask = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2)), torch.ones(2, 3, 4)
     mask[0, 1, 2:] = 0
     rest = reward_to_go(given * mask)
-    torch.testing.assert_close(dense_leave_one_out(given, mask), (rest - (rest.sum(1, keepdim=True) - rest) / 2) * mask)
+    torch.testing.assert_close(leave_one_out(given, mask), (rest - (rest.sum(1, keepdim=True) - rest) / 2) * mask)
 
 
 @pytest.mark.parametrize("first", [0.2, NAN], ids=["each token paid", "first token unpaid"])
 @pytest.mark.parametrize("k", [2, 3])
-def test_dense_leave_one_out_is_an_unbiased_policy_gradient(k, first):
+def test_leave_one_out_is_an_unbiased_policy_gradient(k, first):
     """All groups of k answers of up to two tokens: a first token 0 or 1; 1 ends the answer, after 0 comes a second.
 
     Rewards at each token; the exact gradient is that of the expected sum.
@@ -137,7 +134,7 @@ def test_dense_leave_one_out_is_an_unbiased_policy_gradient(k, first):
     estimate = torch.zeros_like(exact)
     for group in itertools.product(range(4), repeat=k):
         group = list(group)
-        advantage = dense_leave_one_out(table[group][None], lengths[group][None])[0]
+        advantage = leave_one_out(table[group][None], lengths[group][None])[0]
         surrogate = sum((advantage[i, : len(logp[g])] * logp[g]).sum() for i, g in enumerate(group)) / k
         (slope,) = torch.autograd.grad(surrogate, logits, retain_graph=True)
         estimate += torch.stack([logp[g].sum() for g in group]).sum().exp().detach() * slope

@@ -20,7 +20,7 @@ from alignkit.optimize import (
 )
 
 BOTH = pytest.mark.parametrize("method", [rloo, grpo], ids=["rloo", "grpo"])
-GRADIENT_COLUMNS = ["step", "reward", "kl", "tokens", "clip_fraction", "zero_variance"]
+GRADIENT_COLUMNS = ["step", "reward", "tokens", "zero_variance", "kl", "entropy", "clip_fraction", "beta"]
 
 
 def doubles(*shape, seed=0):
@@ -134,7 +134,7 @@ def test_a_group_of_equal_rewards_gives_exactly_zero(advantages_of, k):
 
 
 @pytest.mark.parametrize("advantages_of", [leave_one_out, group_normalized])
-@pytest.mark.parametrize("shape", [(3, 1), (3,), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (2, 1, 2)])
 def test_groups_of_one_have_no_advantage(advantages_of, shape):
     with pytest.raises(AlignkitError, match="group >= 2.*group_size"):
         advantages_of(torch.zeros(shape))
@@ -256,7 +256,7 @@ def test_spending_is_what_was_spent(world, thankful):
     _, treated, seen = thankful
     assert treated.spent["completions_sampled"] == len(seen) == 12 * 8 * 8
     assert treated.spent["updates"] == 12 and treated.spent["seconds"] > 0
-    assert treated.spent["backward_rows"] == len(seen) and treated.spent["forward_rows"] == 3 * len(seen)
+    assert treated.spent["backward_rows"] == len(seen) and treated.spent["forward_rows"] == 2 * len(seen)
     asked = [seen[i][0] for i in range(0, len(seen), 8)]
     assert len(set(asked)) == len(asked) == 96 and set(asked) <= set(world.prompts("treatment"))
 
@@ -354,7 +354,7 @@ def test_the_first_updates_of_both_methods_follow_their_equations(patient, world
 @BOTH
 @pytest.mark.parametrize("options", [{"prompts": []}, {"steps": 0}])
 def test_nothing_to_learn_from_is_an_error(tiny, method, options):
-    with pytest.raises(AlignkitError, match="prompts must not be empty and steps must be at least 1"):
+    with pytest.raises(AlignkitError, match="prompts must not be empty, and steps"):
         method(**{"policy": tiny, "prompts": ["please explain iron ?"], "reward": thanks, **options})
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from alignkit.errors import AlignkitError
 from alignkit.evaluation.chart import measure
 from alignkit.evaluation.core import frontier, sequence_kl
-from alignkit.optimize.policy_gradient import rloo
+from alignkit.optimize.methods import rloo
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward, as_reward
 from alignkit.worlds.base import World

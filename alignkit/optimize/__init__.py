@@ -1,36 +1,43 @@
-"""Phase 3, treatment: how the policy uses the reward."""
+"""Phase 3, treatment: how the policy uses the reward.
 
-from alignkit.optimize.advantages import (
-    dense_group_normalized,
-    dense_leave_one_out,
-    group_normalized,
-    leave_one_out,
-    reward_to_go,
-)
-from alignkit.optimize.credit import token_rewards
-from alignkit.optimize.displacement import ches
-from alignkit.optimize.inference import best_of_n, revise
-from alignkit.optimize.losses import clipped_surrogate, dpo_loss, kl_estimate
-from alignkit.optimize.policy_gradient import grpo, policy_gradient, rloo
-from alignkit.optimize.preference import dpo, sft, summed_logprobs
+Names are imported when first used: a notebook depends only on the code of the methods it runs.
+"""
 
-__all__ = [
-    "best_of_n",
-    "ches",
-    "clipped_surrogate",
-    "dense_group_normalized",
-    "dense_leave_one_out",
-    "dpo",
-    "dpo_loss",
-    "group_normalized",
-    "grpo",
-    "kl_estimate",
-    "leave_one_out",
-    "policy_gradient",
-    "reward_to_go",
-    "revise",
-    "rloo",
-    "sft",
-    "summed_logprobs",
-    "token_rewards",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "advantages": [
+            "batch_leave_one_out", "gae", "group_centered", "group_normalized", "leave_one_out", "reward_to_go",
+            "whitened",
+        ],
+        "binary": ["kto"],
+        "credit": ["token_rewards"],
+        "displacement": ["ches"],
+        "experience": ["Experience"],
+        "inference": ["best_of_n", "revise"],
+        "iterative": ["iterative_dpo", "raft", "rejection_sample", "rso"],
+        "labelers": ["asks", "preference"],
+        "listwise": ["pro", "rrhf"],
+        "lora": ["with_lora"],
+        "losses": ["clipped_surrogate", "kl_estimate", "log_ratio", "policy_loss"],
+        "methods": [
+            "METHODS", "dapo", "dr_grpo", "gspo", "grpo", "ppo", "reinforce", "reinforce_plus_plus", "remax", "rloo",
+        ],
+        "online": ["online_dpo"],
+        "pair_losses": [
+            "apo_down_loss", "apo_zero_loss", "cpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss",
+            "length_regularized_dpo_loss", "nll_loss", "orpo_loss", "pro_loss", "robust_dpo_loss", "rrhf_loss",
+            "simpo_loss", "sppo_loss",
+        ],
+        "preference": [
+            "apo", "cpo", "dpo", "from_pairs", "hinge", "ipo", "length_regularized_dpo", "orpo", "robust_dpo", "sft",
+            "simpo", "slic_hf",
+        ],
+        "rl": ["AdaptiveKL", "Method", "policy_gradient"],
+        "rounds": ["in_rounds", "pairs_of"],
+        "self_play": ["spin", "sppo", "win_rates"],
+        "training": ["summed_logprobs", "train"],
+    },
+)  # fmt: skip

@@ -1,6 +1,13 @@
-"""Advantages of completions within their prompt's group; rewards and advantages have shape (prompts, group)."""
+"""Advantages: how much better than expected the rest of a completion was, token by token.
+
+Rewards come as (prompts, group, T) with NaN where nothing is paid, and a mask of the same shape; a completion that is
+judged as a whole is paid once, at its last token. (prompts, group) is short for that, one number a completion.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,27 +15,25 @@ from torch import Tensor
 from alignkit.errors import AlignkitError
 
 
-def _centered(rewards: Tensor) -> Tensor:
-    """Rewards minus their group's mean; exactly 0 in a group of equal rewards, whose mean may round off."""
-    if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise AlignkitError(
-            f"group advantages need rewards of shape (prompts, group) with group >= 2, got {tuple(rewards.shape)}; "
-            "sample at least two completions for each prompt (group_size)"
-        )
-    differ = rewards.amax(1, keepdim=True) > rewards.amin(1, keepdim=True)
-    return (rewards - rewards.mean(1, keepdim=True)) * differ
+def _by_token(least: int) -> Callable:
+    """Let a function of (rewards, mask) also take one reward a completion, shape (prompts, group)."""
 
+    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def wrapped(rewards: Tensor, mask: Tensor | None = None, **options) -> Tensor:
+            if rewards.ndim not in (2, 3) or rewards.shape[1] < least:
+                raise AlignkitError(
+                    f"{function.__name__} needs rewards of shape (prompts, group) or (prompts, group, T) with group "
+                    f">= {least}, got {tuple(rewards.shape)}; sample more completions for each prompt (group_size)"
+                )
+            if rewards.ndim == 3:
+                return function(rewards, torch.ones_like(rewards) if mask is None else mask, **options)
+            one = rewards.unsqueeze(-1)
+            return function(one, torch.ones_like(one), **options).squeeze(-1)
 
-def leave_one_out(rewards: Tensor) -> Tensor:
-    """r_i minus the mean of the others = k/(k-1) (r_i - mean): an unbiased baseline (RLOO, 2402.14740)."""
-    centered = _centered(rewards)
-    k = rewards.shape[1]
-    return k / (k - 1) * centered
+        return wrapped
 
-
-def group_normalized(rewards: Tensor, eps: float = 1e-4) -> Tensor:
-    """(r_i - mean) / (std + eps) within the group (GRPO, 2402.03300); a group of equal rewards gives zeros."""
-    return _centered(rewards) / (rewards.std(1, keepdim=True) + eps)
+    return wrap
 
 
 def reward_to_go(rewards: Tensor) -> Tensor:
@@ -36,39 +41,80 @@ def reward_to_go(rewards: Tensor) -> Tensor:
     return rewards.flip(-1).cumsum(-1).flip(-1)
 
 
-def dense_leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
-    """What a completion earns from here on, minus what the others earned after as many rewards; (prompts, group, T).
+@_by_token(least=2)
+def leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
+    """What a completion earns from here on, minus what the others of its prompt earned after as many rewards.
 
-    A token before which k rewards were paid is compared with the others' rewards from the (k+1)-th on: so a step is
-    compared with the same step, wherever it stands. k does not depend on the token itself, nor the others on this
-    completion, so the baseline is unbiased (2402.14740, for rewards along the way). With a reward for every token,
-    that is the reward-to-go against the others' at the same token; with one reward each, it is `leave_one_out`.
-    NaN is a token without a reward; a completion that has had all of its rewards earns 0 from there on.
+    With one reward each: r_i minus the mean of the others = k/(k-1) (r_i - mean), an unbiased baseline (RLOO,
+    2402.14740). With several, a token before which k rewards were paid is compared with the others' rewards from the
+    (k+1)-th on: a step with the same step, wherever it stands. k does not depend on the token itself, nor the others
+    on this completion, so the baseline stays unbiased. A completion that has had all its rewards earns 0 from there on.
     """
-    if rewards.shape[1] < 2:
-        raise AlignkitError("dense_leave_one_out needs at least two completions for each prompt (group_size)")
     paid = ~rewards.isnan() & (mask > 0)
     before = paid.cumsum(-1) - paid.long()  # rewards paid before each token
     most = int(paid.sum(-1).max())
     in_order = rewards.new_zeros(*rewards.shape[:2], most + 1)
     in_order.scatter_add_(2, before, torch.where(paid, rewards, 0.0))
     rest = reward_to_go(in_order)
+    differ = rest.amax(1, keepdim=True) > rest.amin(1, keepdim=True)  # equal rewards: exactly 0, not a rounding error
     others = (rest.sum(1, keepdim=True) - rest) / (rewards.shape[1] - 1)
-    return (rest - others).gather(2, before) * mask
+    return ((rest - others) * differ).gather(2, before) * mask
 
 
-def dense_group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor:
-    """GRPO with process supervision (2402.03300, section 4.1.3): rewards are normalized over all rewarded tokens of the
-    group, then summed from each token on; shapes and NaN as in `dense_leave_one_out`.
+@_by_token(least=2)
+def group_centered(rewards: Tensor, mask: Tensor) -> Tensor:
+    """`leave_one_out` with oneself among the others: (k-1)/k of it, r_i - mean (Dr. GRPO, 2503.20783)."""
+    k = rewards.shape[1]
+    return leave_one_out(rewards, mask) * (k - 1) / k
+
+
+@_by_token(least=2)
+def group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor:
+    """(r - mean) / (std + eps) over all rewards of the group, summed from each token on (GRPO 2402.03300, 4.1.2-4.1.3).
+
+    A group of equal rewards gives zeros.
     """
-    if rewards.shape[1] < 2:
-        raise AlignkitError("dense_group_normalized needs at least two completions for each prompt (group_size)")
-    rewards = rewards.masked_fill(mask == 0, torch.nan)
-    mean = rewards.nanmean((1, 2), keepdim=True)
-    # equal rewards teach nothing, but their mean may round off
-    known = ~rewards.isnan()
+    known = ~rewards.isnan() & (mask > 0)
+    count = known.sum((1, 2), keepdim=True)
+    filled = torch.where(known, rewards, 0.0)
+    mean = filled.sum((1, 2), keepdim=True) / count.clamp(min=1)
     low = rewards.masked_fill(~known, torch.inf).amin((1, 2), keepdim=True)
     high = rewards.masked_fill(~known, -torch.inf).amax((1, 2), keepdim=True)
-    mean = torch.where(low == high, rewards, mean)
-    spread = (rewards - mean).pow(2).nanmean((1, 2), keepdim=True).sqrt()
-    return reward_to_go(((rewards - mean) / (spread + eps)).nan_to_num()) * mask
+    centered = (filled - mean) * (known & (high > low))
+    std = (centered.pow(2).sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return reward_to_go(centered / (std + eps)) * mask
+
+
+def batch_leave_one_out(rewards: Tensor) -> Tensor:
+    """Of one reward a completion, shape (N,): minus the mean of all others in the batch, whatever their prompt.
+
+    REINFORCE's simplest unbiased baseline (Williams 1992): it needs no second completion of the same prompt.
+    """
+    if len(rewards) < 2:
+        raise AlignkitError("a baseline from the batch needs at least two completions; sample more prompts at a time")
+    centered = (rewards - rewards.mean()) * (rewards.max() > rewards.min())
+    return centered * len(rewards) / (len(rewards) - 1)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
+    """Generalized advantage estimation, (N, T): A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}).
+
+    `values`: the critic's before each token; after the last token it is 0. lam = 1 is the return minus the value, lam =
+    0 the one-step error (1506.02438, eq. 16).
+    """
+    values = values * mask
+    ahead = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    delta = (rewards + gamma * ahead - values) * mask
+    out, carried = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        carried = delta[:, t] + gamma * lam * carried
+        out[:, t] = carried
+    return out * mask
+
+
+def whitened(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Mean 0 and standard deviation 1 over all tokens of the batch, (N, T)."""
+    count = mask.sum().clamp(min=2)
+    mean = (advantages * mask).sum() / count
+    std = (((advantages - mean) * mask).pow(2).sum() / (count - 1)).sqrt()
+    return (advantages - mean) * mask / (std + eps)

@@ -1,35 +1,49 @@
-"""Learning from fixed data: supervised fine-tuning and DPO, one loop for both."""
+"""Learning from fixed answers and pairs: supervised fine-tuning, DPO and its kin. A method is its loss."""
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.optim import AdamW
-from tqdm.auto import trange
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.optimize.losses import dpo_loss
-from alignkit.policy import Batch, Policy, shuffled_batches
+from alignkit.optimize import pair_losses as losses
+from alignkit.optimize.checkpoint import digest
+from alignkit.optimize.training import summed_logprobs, train
+from alignkit.policy import Policy, check_same_vocabulary
 from alignkit.rewards.data import check_pairs, check_texts, encode_pairs, pair_lengths
 
 
+@dataclass
+class Side:
+    """One side of a minibatch of pairs: log-probabilities of whole completions, and their tokens; each (N,)."""
+
+    logp: Tensor
+    ref: Tensor
+    length: Tensor
+
+    @property
+    def moved(self) -> Tensor:
+        """log pi / ref."""
+        return self.logp - self.ref
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean log-probability of a token."""
+        return self.logp / self.length
+
+
 def sft(
-    policy: Policy,
-    data: Dataset,
-    epochs: float = 1,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    progress: bool = True,
+    policy: Policy, data: Dataset, epochs: float = 1, batch_size: int = 32, learning_rate: float = 1e-3, **options
 ) -> Policy:
     """Maximize the likelihood of `completion` given `prompt` (TRL's prompt-completion format); returns a new policy.
 
-    Loss: mean over completion tokens of -log pi, end-of-sequence included.
+    Loss: mean over completion tokens of -log pi, end-of-sequence included. Options (seed, progress, checkpoint): see
+    `train`.
     """
     missing = {"prompt", "completion"} - set(data.column_names)
     if missing or not len(data):
@@ -43,80 +57,186 @@ def sft(
         logp = treated.token_logprobs(rows)
         return -logp.sum() / rows.mask.sum(), {}
 
-    return _train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, seed, progress)
+    told = {"data": digest(batch.ids)}
+    return train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, told=told, **options)
 
 
-def dpo(
+def from_pairs(
     policy: Policy,
     pairs: Dataset,
-    beta: float = 0.2,
+    loss: Callable[[Side, Side], Tensor],
+    name: str,
+    reference: Policy | None = None,
+    scale: float = 1.0,
     epochs: float = 2,
     batch_size: int = 32,
     learning_rate: float = 3e-4,
-    seed: int = 0,
-    progress: bool = True,
+    told: dict | None = None,
+    **options,
 ) -> Policy:
-    """Direct preference optimization on `prompt/chosen/rejected` with `policy` as the reference (2305.18290).
+    """Minimize `loss(chosen, rejected)`, one number a pair, on `prompt/chosen/rejected`; returns a new policy.
 
-    beta is the strength of the KL penalty of the objective that DPO solves implicitly: smaller moves farther. Returns a
-    new policy; its history holds loss, accuracy and margin of the implicit reward, and how both log-probs moved.
+    `reference` (default: `policy` itself) is read once, before training. The history holds loss, accuracy and margin
+    (times `scale`) of the implicit reward, and how both log-probabilities moved. Pairs whose sides are equal are
+    counted in a warning: a margin of 0 teaches nothing. Further options: see `train`.
     """
     check_pairs(pairs)
-    if not beta > 0:
-        raise AlignkitError(f"dpo: beta must be > 0, not {beta}; at 0 the loss says nothing about the policy")
-    treated = policy.copy(f"{policy.name} + dpo")
+    reference = policy if reference is None else reference
+    check_same_vocabulary(policy, reference)
+    equal = sum(a == b for a, b in zip(pairs["chosen"], pairs["rejected"], strict=True))
+    if equal:
+        warnings.warn(
+            f"{name}: {equal} of {len(pairs)} pairs have equal sides; they teach nothing about preference", stacklevel=3
+        )
+    treated = policy.copy(f"{policy.name} + {name}")
     both = encode_pairs(treated, pairs)
-    reference = summed_logprobs(policy, both)  # cached: the reference does not change
+    ref = summed_logprobs(reference, both)  # cached: the reference does not change
+    length = both.mask.sum(1)
 
-    def loss(index: Tensor) -> tuple[Tensor, dict]:
+    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
         rows = torch.cat([index, index + len(pairs)])  # both sides in one forward pass
-        chosen, rejected = treated.token_logprobs(both.rows(rows)).sum(1).chunk(2)
-        ref_chosen, ref_rejected = reference[rows].chunk(2)
-        moved_chosen, moved_rejected = chosen - ref_chosen, rejected - ref_rejected
-        value = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta).mean()
-        return value, {
-            "accuracy": (moved_chosen > moved_rejected).float().mean().item(),
-            "margin": beta * (moved_chosen - moved_rejected).mean().item(),
-            "chosen_moved": moved_chosen.mean().item(),
-            "rejected_moved": moved_rejected.mean().item(),
+        logp = treated.token_logprobs(both.rows(rows)).sum(1)
+        chosen, rejected = map(Side, logp.chunk(2), ref[rows].chunk(2), length[rows].chunk(2))
+        margin = chosen.moved - rejected.moved
+        return loss(chosen, rejected).mean(), {
+            "accuracy": (margin > 0).float().mean().item(),
+            "margin": scale * margin.mean().item(),
+            "chosen_moved": chosen.moved.mean().item(),
+            "rejected_moved": rejected.moved.mean().item(),
         }
 
-    return _train(treated, loss, pair_lengths(both), epochs, batch_size, learning_rate, seed, progress)
+    told = {"pairs": digest(both.ids), "reference": digest(ref), **(told or {})}
+    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, told=told, **options)
 
 
-@torch.no_grad()
-def summed_logprobs(policy: Policy, batch: Batch, batch_size: int = 512) -> Tensor:
-    """log pi(completion | prompt) for each row, shape (N,)."""
-    rows = torch.arange(len(batch)).split(batch_size)
-    return torch.cat([policy.token_logprobs(batch.rows(part)).sum(1) for part in rows])
+def _four(chosen: Side, rejected: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return chosen.logp, rejected.logp, chosen.ref, rejected.ref
 
 
-def _train(
-    policy: Policy,
-    loss_of: Callable[[Tensor], tuple[Tensor, dict]],
-    lengths: Tensor,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    progress: bool,
-) -> Policy:
-    """The loop: shuffled minibatches, AdamW, linear decay of the learning rate, gradient norm at most 1.
+def _positive(method: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise AlignkitError(
+                f"{method}: {name} must be > 0, not {value}; at 0 the loss says nothing about the policy"
+            )
 
-    Dropout stays off (as in TRL's DPO), so that policy and reference agree before the first update.
+
+def dpo(policy: Policy, pairs: Dataset, beta: float = 0.2, smoothing: float = 0.0, **options) -> Policy:
+    """Direct preference optimization with `policy` as the reference (2305.18290).
+
+    beta is the strength of the KL penalty of the objective that DPO solves implicitly: smaller moves farther.
+    `smoothing` > 0 is conservative DPO, for labels of which that share is wrong. Options of this and of all methods on
+    pairs: see `from_pairs`.
     """
-    steps = max(1, round(epochs * len(lengths) / batch_size))
-    optimizer = AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.0)
-    order, rows, start = shuffled_batches(lengths, batch_size, steps, seed), [], time.perf_counter()
-    for step in trange(steps, desc=policy.name, disable=not progress, leave=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - step / steps)
-        loss, measured = loss_of(order[step])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        optimizer.step()
-        rows.append({"step": step, "loss": loss.item(), **measured})
-    policy.history = pd.DataFrame(rows)
-    policy.spent = {"rows_read": float(sum(map(len, order))), "updates": steps, "seconds": time.perf_counter() - start}
-    return policy
+    _positive("dpo", beta=beta)
+    if not 0 <= smoothing < 0.5:
+        raise AlignkitError(f"dpo: smoothing must be in [0, 0.5), not {smoothing}")
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.dpo_loss(*_four(chosen, rejected), beta, smoothing)
+
+    name = "cdpo" if smoothing else "dpo"
+    return from_pairs(policy, pairs, loss, name, scale=beta, told={"beta": beta, "smoothing": smoothing}, **options)
+
+
+def robust_dpo(policy: Policy, pairs: Dataset, beta: float = 0.2, flip: float = 0.1, **options) -> Policy:
+    """DPO with a loss that is unbiased for clean labels when a share `flip` of them was flipped (2403.00409)."""
+    _positive("robust_dpo", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.robust_dpo_loss(*_four(chosen, rejected), beta, flip)
+
+    return from_pairs(policy, pairs, loss, "robust dpo", scale=beta, told={"beta": beta, "flip": flip}, **options)
+
+
+def ipo(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Policy:
+    """Identity preference optimization: squared distance of the margin from 1 / (2 beta) (2310.12036)."""
+    _positive("ipo", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.ipo_loss(*_four(chosen, rejected), beta)
+
+    return from_pairs(policy, pairs, loss, "ipo", scale=beta, told={"beta": beta}, **options)
+
+
+def hinge(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Policy:
+    """The hinge loss of RSO on the margin against the reference (2309.06657)."""
+    _positive("hinge", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.hinge_loss(*_four(chosen, rejected), beta)
+
+    return from_pairs(policy, pairs, loss, "hinge", scale=beta, told={"beta": beta}, **options)
+
+
+def slic_hf(policy: Policy, pairs: Dataset, delta: float = 1.0, weight: float = 0.1, **options) -> Policy:
+    """max(0, delta - log pi(chosen) + log pi(rejected)) + weight * (-log pi(chosen)) (SLiC-HF 2305.10425).
+
+    The paper's regularizer is the likelihood of a target of the supervised data; here it is that of the chosen side.
+    """
+    _positive("slic_hf", delta=delta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        zero = torch.zeros_like(chosen.logp)
+        rank = losses.hinge_loss(chosen.logp, rejected.logp, zero, zero, 1 / delta) * delta
+        return rank + weight * losses.nll_loss(chosen.logp, chosen.length)
+
+    return from_pairs(policy, pairs, loss, "slic-hf", told={"delta": delta, "weight": weight}, **options)
+
+
+def length_regularized_dpo(
+    policy: Policy, pairs: Dataset, beta: float = 0.2, alpha: float = 0.02, **options
+) -> Policy:
+    """DPO with a margin for the difference in length, so that length is not what is learned (R-DPO, 2403.19159)."""
+    _positive("length_regularized_dpo", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        lengths = chosen.length, rejected.length
+        return losses.length_regularized_dpo_loss(*_four(chosen, rejected), beta, *lengths, alpha)
+
+    return from_pairs(policy, pairs, loss, "r-dpo", scale=beta, told={"beta": beta, "alpha": alpha}, **options)
+
+
+def simpo(policy: Policy, pairs: Dataset, beta: float = 2.0, gamma: float = 1.0, **options) -> Policy:
+    """Mean log-probabilities as rewards, no reference, a target margin gamma (SimPO 2405.14734)."""
+    _positive("simpo", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.simpo_loss(chosen.mean, rejected.mean, beta, gamma)
+
+    return from_pairs(policy, pairs, loss, "simpo", told={"beta": beta, "gamma": gamma}, **options)
+
+
+def cpo(policy: Policy, pairs: Dataset, beta: float = 0.2, weight: float = 1.0, **options) -> Policy:
+    """Contrastive preference optimization: DPO with a uniform reference, plus the likelihood of the chosen side
+    (2401.08417)."""
+    _positive("cpo", beta=beta)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return losses.cpo_loss(chosen.logp, rejected.logp, beta) + weight * losses.nll_loss(chosen.logp, chosen.length)
+
+    return from_pairs(policy, pairs, loss, "cpo", told={"beta": beta, "weight": weight}, **options)
+
+
+def orpo(policy: Policy, pairs: Dataset, weight: float = 0.1, **options) -> Policy:
+    """The likelihood of the chosen side, plus `weight` times the odds-ratio loss; no reference (2403.07691, eq. 6)."""
+    _positive("orpo", weight=weight)
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        odds = losses.orpo_loss(chosen.mean, rejected.mean)
+        return losses.nll_loss(chosen.logp, chosen.length) + weight * odds
+
+    return from_pairs(policy, pairs, loss, "orpo", told={"weight": weight}, **options)
+
+
+def apo(policy: Policy, pairs: Dataset, beta: float = 0.2, kind: str = "zero", **options) -> Policy:
+    """Anchored preference optimization: "zero" raises the chosen side, "down" lowers both (2408.06266)."""
+    _positive("apo", beta=beta)
+    kinds = {"zero": losses.apo_zero_loss, "down": losses.apo_down_loss}
+    if kind not in kinds:
+        raise AlignkitError(f"apo: kind must be one of {', '.join(kinds)}, not {kind!r}")
+
+    def loss(chosen: Side, rejected: Side) -> Tensor:
+        return kinds[kind](*_four(chosen, rejected), beta)
+
+    return from_pairs(policy, pairs, loss, f"apo {kind}", scale=beta, told={"beta": beta}, **options)
