@@ -203,7 +203,7 @@ def catalog(
     print(f"{len(found)} papers")
 
 
-# --- diagnose, build-models
+# --- diagnose, build-models, bench
 
 
 @app.command()
@@ -236,6 +236,28 @@ def build_models(
     from alignkit.build import build_models as build  # torch: only once there is something to build
 
     build(world=world, seeds=chosen, out=out)
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="dpo, dpo_cached (TRL reads its reference once, too), kto, reward, rloo, grpo; repeatable."),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads for both sides.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often each side is timed, in turns.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds of a training step beside TRL's, on the same work. Needs TRL: pip install 'alignkit[dev]'."""
+    from alignkit import bench as stopwatch
+
+    result = stopwatch.run(only, threads=threads, rounds=rounds)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for header, rows, note in stopwatch.tables(result):
+        _print_table(header, rows)
+        print(f"{note}\n")
 
 
 # --- printing
