@@ -12,11 +12,16 @@ from tqdm.auto import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignkit import worlds
-from alignkit.policy import MODELS, Policy, positions
+from alignkit.errors import AlignkitError
+from alignkit.policy import MODELS, Policy, load_policy, positions
+from alignkit.rewards.reader import reader
+from alignkit.worlds import authors
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 DOCUMENTS, BATCH, RATE = 40_000, 96, 6e-3
-STEPS = {"assistant": 1000, "arithmetic": 1300}
+STEPS = {"assistant": 1000, "arithmetic": 1300, "authors": 1350}
+HIDDEN = {"small": 32, "large": 112}  # of the other sizes, "assistant-small" and "assistant-large"; else 64
+SEQUENCES, LONG = 8_000, {"context": 256, "batch_size": 32, "rate": 4e-3}  # of "authors": several documents in a row
 
 
 def make_tokenizer(vocabulary: list[str], context: int) -> PreTrainedTokenizerFast:
@@ -51,17 +56,20 @@ def make_policy(vocabulary: list[str], seed: int, hidden: int = 64, layers: int 
     return Policy(LlamaForCausalLM(config), tokenizer, name=f"seed {seed}")
 
 
-def pretrain(policy: Policy, documents: list[tuple[str, str]], steps: int, seed: int, progress: bool = True) -> float:
+def pretrain(
+    policy: Policy, documents: list[tuple[str, str]], steps: int, seed: int, progress: bool = True,
+    batch_size: int = BATCH, rate: float = RATE,
+) -> float:  # fmt: skip
     """Next-token training on whole documents, prompts included; returns the mean loss (nats a token) at the end."""
     prompts, completions = map(list, zip(*documents, strict=True))
     batch = policy.encode(prompts, completions)
-    optimizer = AdamW(policy.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = OneCycleLR(optimizer, max_lr=RATE, total_steps=steps, pct_start=0.1)
+    optimizer = AdamW(policy.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
     policy.model.train()
     losses = []
     for _ in trange(steps, desc=f"pretrain {policy.name}", disable=not progress, leave=False):
-        rows = batch.rows(torch.randint(len(batch), (BATCH,), generator=generator))
+        rows = batch.rows(torch.randint(len(batch), (batch_size,), generator=generator))
         labels = rows.ids.masked_fill(rows.attention == 0, -100)
         loss = policy.model(
             input_ids=rows.ids,
@@ -81,10 +89,32 @@ def pretrain(policy: Policy, documents: list[tuple[str, str]], steps: int, seed:
 
 
 def build_patient(world: str, seed: int, steps: int | None = None, progress: bool = True) -> Policy:
-    """One patient, pretrained from scratch with everything (weights, corpus, order) drawn from `seed`."""
-    w = worlds.load(world)
-    policy = make_policy(w.vocabulary(), seed)
-    pretrain(policy, w.corpus(DOCUMENTS, seed), steps or STEPS[world], seed, progress)
+    """One patient, pretrained with everything (weights, corpus, order) drawn from `seed`.
+
+    "assistant" and "arithmetic" start from nothing; "authors" goes on from the shipped "assistant" of the same seed,
+    with words for principles, room for several documents, and sequences of one author each. A size after the world's
+    name ("assistant-small", "assistant-large") changes the width alone; the large one is stored in half precision.
+    """
+    if world == "authors":
+        return _build_author_reader(seed, steps or STEPS[world], progress)
+    name, _, size = world.partition("-")
+    if size and size not in HIDDEN:
+        raise AlignkitError(f"no size {size!r} of {name!r}; there are {', '.join(HIDDEN)}, and {name!r} itself")
+    w = worlds.load(name)
+    policy = make_policy(w.vocabulary(), seed, hidden=HIDDEN[size] if size else 64)
+    pretrain(policy, w.corpus(DOCUMENTS, seed), steps or STEPS[name], seed, progress)
+    if size == "large":
+        policy.model.half()
+    return policy
+
+
+def _build_author_reader(seed: int, steps: int, progress: bool) -> Policy:
+    options = dict(LONG)
+    room = options.pop("context")
+    policy = reader(load_policy("assistant", patient=seed), ["be", *authors.WORDS], context=room, seed=seed)
+    policy.name = f"authors {seed}"
+    texts = authors.sequences(worlds.load("assistant"), SEQUENCES, seed, words=room - 2)
+    pretrain(policy, [("", text) for text in texts], steps, seed, progress, **options)
     return policy
 
 

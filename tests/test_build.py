@@ -1,23 +1,45 @@
 """The shipped patients are small and safe to load, and building them is reproducible."""
 
 import pytest
+import torch
 
 from alignkit import worlds
-from alignkit.build import build_models, make_tokenizer, pretrain
+from alignkit.build import build_models, build_patient, make_tokenizer, pretrain
+from alignkit.errors import AlignkitError
 from alignkit.policy import MODELS, load_policy
 
 
 @pytest.mark.parametrize("name", ["assistant", "arithmetic"])
 def test_five_patients_are_shipped_small_and_without_pickle(name):
-    folders = sorted(MODELS.glob(f"{name}-*"))
+    folders = sorted(MODELS.glob(f"{name}-[0-9]"))
     assert [f.name for f in folders] == [f"{name}-{k}" for k in range(5)]
     files = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 4e6
     assert {f.suffix for f in files} <= {".json", ".safetensors"}
 
 
+def test_sizes_differ_in_width_alone_and_are_shipped_small():
+    """The large one is stored in half precision; both are single precision once they are loaded."""
+    for size, (hidden, most) in {"small": (32, 0.25e6), "large": (112, 0.95e6)}.items():
+        for k in range(5):
+            files = list((MODELS / f"assistant-{size}-{k}").iterdir())
+            assert sum(f.stat().st_size for f in files) <= most
+            assert {f.suffix for f in files} <= {".json", ".safetensors"}
+        policy, shipped = load_policy(f"assistant-{size}", patient=7), load_policy("assistant", patient=7)
+        assert policy.name == f"assistant-{size}-2" and policy.model.dtype == torch.float32
+        assert policy.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+        config, other = policy.model.config.to_dict(), shipped.model.config.to_dict()
+        assert config["hidden_size"] == hidden
+        assert all(config[name] == other[name] for name in ("num_hidden_layers", "num_attention_heads", "vocab_size"))
+
+
+def test_an_unknown_size_is_named_before_anything_is_trained():
+    with pytest.raises(AlignkitError, match="no size 'huge' of 'assistant'; there are small, large"):
+        build_patient("assistant-huge", seed=0)
+
+
 def test_all_shipped_models_together_are_small():
-    assert sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) <= 12e6
+    assert sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) <= 16e6
 
 
 def test_one_token_a_word(world):

@@ -1,0 +1,91 @@
+"""In-context alignment: a principle and demonstrations in front of the prompt, and no update (URIAL, 2312.01552)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from alignkit.errors import AlignkitError, ContextError
+from alignkit.policy import Policy, Prompt
+
+
+class InContext(Policy):
+    """The policy as it answers after `principle` and `demonstrations`: pi(y | context, x). The model is shared.
+
+    Prompts stay bare, so that rewards, best-of-n and charts take this policy like any other. Text is laid out as in
+    packed pretraining, every part ended by the end-of-sequence token; for messages the principle is the system's turn
+    and each demonstration one of the user and one of the assistant.
+
+    `room`: how many tokens prompt and completion may need; ContextError if the context leaves fewer.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        demonstrations: Sequence[tuple[str, str]] = (),
+        principle: str = "",
+        room: int = 64,
+        name: str | None = None,
+    ):
+        super().__init__(policy.model, policy.tokenizer, name or f"{policy.name} + context")
+        for row, shown in enumerate(demonstrations):
+            if len(shown) != 2 or not all(isinstance(text, str) and text.strip() for text in shown):
+                raise AlignkitError(f"demonstration {row} must be a prompt and its answer, both with text: {shown!r}")
+        if not demonstrations and not principle.strip():
+            raise AlignkitError("in-context alignment needs demonstrations, a principle, or both; neither was given")
+        self.demonstrations, self.principle = [tuple(d) for d in demonstrations], principle.strip()
+        used = len(self.prompt_ids(""))
+        if used + room > self.context:
+            raise ContextError(
+                f"{len(self.demonstrations)} demonstrations and a principle of {len(self.principle.split())} words "
+                f"take {used} tokens; with {room} for prompt and answer that exceeds the context of {self.context} "
+                f"tokens of {policy.name!r}. Show fewer or shorter ones."
+            )
+
+    def copy(self, name: str | None = None) -> Policy:
+        """A copy to be trained, which keeps its context."""
+        inner = Policy(self.model, self.tokenizer, self.name).copy(name)
+        return InContext(inner, self.demonstrations, self.principle, room=0, name=inner.name)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of the context followed by the prompt."""
+        if isinstance(prompt, str):
+            parts = [self.principle] * bool(self.principle) + [f"{q} {a}" for q, a in self.demonstrations]
+            return super().prompt_ids(f" {self.tokenizer.eos_token} ".join([*parts, prompt]))
+        turns = [{"role": "system", "content": self.principle}] * bool(self.principle)
+        for asked, answer in self.demonstrations:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return super().prompt_ids([*turns, *prompt])
+
+
+def shuffled_answers(demonstrations: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
+    """The same prompts and the same answers, no answer under its own prompt: the control for what the answers *say*.
+
+    At least two demonstrations are needed.
+    """
+    n = len(demonstrations)
+    if n < 2:
+        raise AlignkitError(f"to move answers to other prompts at least two demonstrations are needed, not {n}")
+    order = np.random.default_rng(seed).permutation(n)
+    moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [(demonstrations[i][0], demonstrations[moved[i]][1]) for i in range(n)]
+
+
+@torch.no_grad()
+def kl_to(policy: Policy, reference: Policy, prompts: list, n: int = 16, seed: int = 0, max_new_tokens: int = 48):
+    """KL(policy || reference) in nats, one estimate a prompt, shape (prompts,): each reads prompts in its own way.
+
+    Like `evaluation.sequence_kl`, which it equals where both read the same; here `policy` may see a context that the
+    reference doesn't see.
+    """
+    rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
+    totals = []
+    for rows in torch.arange(len(rollout.batch)).split(256):
+        mine = rollout.batch.rows(rows)
+        tails = [row[keep.bool()].tolist() for row, keep in zip(mine.completion, mine.mask, strict=True)]
+        theirs = reference._pad([reference.prompt_ids(rollout.prompts[i]) for i in rows], tails)
+        logp, logq = (torch.log_softmax(p.logits(b).float(), -1) for p, b in ((policy, mine), (reference, theirs)))
+        totals.append(((logp.exp() * (logp - logq)).sum(-1) * mine.mask).sum(1))
+    return torch.cat(totals).double().view(len(prompts), n).mean(1).cpu().numpy()

@@ -1,0 +1,244 @@
+"""Guided decoding: while it writes, a policy's next-token probabilities are tilted by how good the beginning is.
+
+    log pi_guided(v | x, y) = log pi(v | x, y) + weight * score(x, y + v) - log Z          for the top_k likeliest v
+
+With a reward model on partial text as the score this is ARGS (2402.01694, eq. 3), with a prefix value function it is
+controlled decoding (2310.17022, eq. 5; weight = 1 / beta), token by token or block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit.errors import AlignkitError
+from alignkit.optimize.values import running
+from alignkit.policy import Policy, Prompt, Rollout, _draw, positions
+from alignkit.rewards.model import RewardModel
+
+
+class Guide:
+    """Scores what could come next. One writing at a time: `start`, then for each token `scores` and `keep`."""
+
+    def start(self, prompts: list[Prompt]) -> None:
+        """Begin N answers, one to each prompt."""
+        raise NotImplementedError
+
+    def scores(self, candidates: Tensor) -> Tensor:
+        """The score of each answer so far with each candidate token added: (N, k) token ids to (N, k) numbers."""
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor, choice: Tensor) -> None:
+        """Go on with these rows, each with the candidate (by place, shape (rows,)) that was chosen for it."""
+        raise NotImplementedError
+
+
+class FunctionGuide(Guide):
+    """Any function of (prompt, token ids so far): slow, for small examples and exact values."""
+
+    def __init__(self, function: Callable[[Prompt, tuple[int, ...]], float]):
+        self.function = function
+
+    def start(self, prompts: list[Prompt]) -> None:
+        self.answers: list[tuple[Prompt, tuple[int, ...]]] = [(prompt, ()) for prompt in prompts]
+
+    def scores(self, candidates: Tensor) -> Tensor:
+        self.candidates = candidates.tolist()
+        rows = zip(self.answers, self.candidates, strict=True)
+        table = [[float(self.function(x, (*y, token))) for token in tokens] for (x, y), tokens in rows]
+        return torch.tensor(table, dtype=torch.float64, device=candidates.device)
+
+    def keep(self, rows: Tensor, choice: Tensor) -> None:
+        chosen = zip(rows.tolist(), choice.tolist(), strict=True)
+        self.answers = [(self.answers[r][0], (*self.answers[r][1], self.candidates[r][c])) for r, c in chosen]
+
+
+class ModelGuide(Guide):
+    """A reward model read at every token: its score of each candidate's partial text, by one cached pass a step."""
+
+    def __init__(self, model: RewardModel):
+        if not isinstance(model, RewardModel):
+            raise AlignkitError(
+                f"{type(model).__name__} gives no scores to partial answers. Guide with a reward model (such as "
+                "BradleyTerry), with PrefixValue.fit(policy, prompts, reward), which learns what a beginning is worth "
+                "under any reward, or with a FunctionGuide"
+            )
+        self.model = model
+
+    def start(self, prompts: list[Prompt]) -> None:
+        codec = self.model.codec
+        batch = codec._pad([codec.prompt_ids(prompt) for prompt in prompts], [[] for _ in prompts])
+        out = self.model.model.base_model(input_ids=batch.ids, attention_mask=batch.attention,
+                                          position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
+        self.cache, self.read = out.past_key_values, batch.attention.bool()
+        self.last = batch.ids.new_zeros(len(prompts), 0)  # the token written last, which the model has not read yet
+        self.total, self.length = torch.zeros(len(prompts), device=batch.ids.device), 0
+
+    def scores(self, candidates: Tensor) -> Tensor:
+        """All candidates of a row in one pass, side by side: each sees what was written and itself, not the others."""
+        n, k = candidates.shape
+        new = self.last.shape[1]
+        tokens = torch.cat([self.last, candidates], 1)
+        place = self.read.sum(1, keepdim=True)
+        place = torch.cat([place.expand(n, new), (place + new).expand(n, k)], 1)
+        among = torch.eye(new + k, dtype=torch.bool, device=tokens.device)
+        among[:, :new] = True  # the token written last is seen by all
+        sees = torch.cat([self.read[:, None, :].expand(n, new + k, -1), among.expand(n, -1, -1)], 2)[:, None]
+        dtype = self.model.model.dtype
+        mask = torch.zeros(sees.shape, dtype=dtype, device=tokens.device).masked_fill(~sees, torch.finfo(dtype).min)
+        hidden = self.model.model.base_model(input_ids=tokens, attention_mask=mask, position_ids=place,
+                                             past_key_values=self.cache, use_cache=True).last_hidden_state  # fmt: skip
+        self.cache.crop(-k)
+        self.read = F.pad(self.read, (0, new), value=True)
+        self.candidates, self.here = candidates, self.model.model.score(hidden)[:, new:, 0].float()
+        if self.model.pooling == "last":
+            return self.here.double()
+        return ((self.total[:, None] + self.here) / (self.length + 1)).double()
+
+    def keep(self, rows: Tensor, choice: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.read, self.last = self.read[rows], self.candidates[rows, choice][:, None]
+        self.total = self.total[rows] + self.here[rows, choice]
+        self.length += 1
+
+
+@dataclass
+class GuidedRollout(Rollout):
+    """A rollout with `kl`, shape (N,): of the guided from the plain policy, the full-vocabulary KL (nats) at each
+    position that was visited, summed. Its mean over samples is the KL of whole completions."""
+
+    kl: Tensor
+
+
+class Guided(Policy):
+    """The policy as it samples under guidance: it can be charted, chosen from (best-of-n), and its KL is measured.
+
+    `guide`: a reward model or a `Guide`. `weight`: how far it is trusted, 0 for not at all. `top_k`: how many of the
+    likeliest tokens are considered. Temperature 0 is greedy, as in ARGS. `spent`: tokens read by policy and guide.
+    """
+
+    def __init__(self, policy: Policy, guide: Guide | RewardModel, weight: float, top_k: int = 10,
+                 name: str | None = None):  # fmt: skip
+        super().__init__(policy.model, policy.tokenizer, name or f"{policy.name} + guide")
+        if not (np.isfinite(weight) and weight >= 0) or top_k < 1:
+            raise AlignkitError(f"Guided: weight must be finite and >= 0, top_k at least 1, not {weight} and {top_k}")
+        self.policy, self.weight, self.top_k = policy, weight, top_k
+        self.spent = {"policy_tokens": 0, "guide_tokens": 0}
+        self.guide = guide if isinstance(guide, Guide) else ModelGuide(guide)
+        known = getattr(getattr(self.guide, "model", None), "codec", None)
+        if known is not None and known.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+            raise AlignkitError(f"the guide's tokenizer is not that of {policy.name!r}, so their tokens differ; fit "
+                                "the guide with this policy as its backbone")  # fmt: skip
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """As the policy itself reads the prompt."""
+        return self.policy.prompt_ids(prompt)
+
+    def logits(self, batch):
+        """Not known without writing: AlignkitError."""
+        raise AlignkitError("a guided policy's probabilities are known only where it writes; its rollout has their KL")
+
+    @torch.no_grad()
+    def next_logprobs(self, prompt: Prompt, written: tuple[int, ...] = ()) -> Tensor:
+        """log pi_guided of each token after prompt and the tokens `written`, shape (vocabulary,); -inf if left out."""
+        self.guide.start([prompt])
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        for token in written:
+            self.guide.scores(first[:, None] + token)
+            self.guide.keep(first, first)
+        ids = torch.tensor([[*self.prompt_ids(prompt), *written]], device=self.device)
+        candidates, tilted, _ = self._tilt(self.model(input_ids=ids).logits[:, -1], 1.0)
+        out = torch.full((self.model.config.vocab_size,), -torch.inf, dtype=torch.float64, device=self.device)
+        return out.scatter(0, candidates[0], torch.log_softmax(tilted[0], -1))
+
+    def rollout(self, prompts: list[Prompt], n: int = 1, *args, **options) -> GuidedRollout:
+        """As `Policy.rollout`, with the KL from the plain policy."""
+        self._asked, self._kl = list(prompts), []
+        self.spent = {"policy_tokens": 0, "guide_tokens": 0}
+        plain = super().rollout(prompts, n, *args, **options)
+        return GuidedRollout(plain.prompts, plain.completions, plain.batch, plain.ended, torch.cat(self._kl))
+
+    def _sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
+        """As in `Policy`, with the guide beside it."""
+        self.guide.start([self._asked[i] for i in owner])
+        batch = self._pad([heads[i] for i in owner], [[] for _ in owner])
+        out = self.model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1,
+                         position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
+        cache, logits, attention = out.past_key_values, out.logits[:, -1], batch.attention
+        position, eos = attention.sum(1, keepdim=True), self.tokenizer.eos_token_id
+        alive, kl = torch.arange(len(owner), device=self.device), torch.zeros(len(owner), dtype=torch.float64)
+        tails: list[list[int]] = [[] for _ in owner]
+        for t in range(noise.shape[1]):
+            candidates, tilted, moved = self._tilt(logits, temperature)
+            kl[alive.cpu()] += moved.cpu()
+            choice = _draw(tilted, noise[alive, t], temperature)
+            token = candidates.gather(1, choice[:, None]).squeeze(1)
+            for row, chosen in zip(alive.tolist(), token.tolist(), strict=True):
+                tails[row].append(chosen)
+            keep = (token != eos).nonzero().squeeze(1)
+            if t + 1 == noise.shape[1] or not len(keep):
+                break
+            self.guide.keep(keep, choice[keep])
+            cache.batch_select_indices(keep)
+            alive, token, attention, position = alive[keep], token[keep], attention[keep], position[keep]
+            attention = F.pad(attention, (0, 1), value=1)
+            out = self.model(input_ids=token[:, None], attention_mask=attention, position_ids=position,
+                             past_key_values=cache, use_cache=True)  # fmt: skip
+            logits, position = out.logits[:, -1], position + 1
+        self._kl.append(kl)
+        return tails
+
+    def _tilt(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The top_k tokens in the order of their ids, their tilted logits, and the KL of the next token (nats)."""
+        plain = torch.log_softmax(logits.double(), -1)
+        candidates = plain.topk(min(self.top_k, plain.shape[1])).indices.sort(-1).values
+        considered = plain.gather(1, candidates)
+        tilted = considered + self.weight * self.guide.scores(candidates)
+        self.spent["policy_tokens"] += len(logits)
+        self.spent["guide_tokens"] += candidates.numel()
+        if temperature == 0:
+            return candidates, tilted, -considered.gather(1, tilted.argmax(-1, keepdim=True)).squeeze(1)
+        guided = torch.log_softmax(tilted / temperature, -1)
+        return candidates, tilted, (guided.exp() * (guided - considered)).sum(-1)
+
+
+@torch.no_grad()
+def blockwise(
+    policy: Policy, prompts: list, value: RewardModel, n: int, block: int = 8, seed: int = 0, max_new_tokens: int = 48
+) -> list[str]:
+    """Controlled decoding block by block: of n continuations by `block` tokens the one with the highest value is kept,
+    until it ends (2310.17022, section 3.2). One block of max_new_tokens is best-of-n by the value's score.
+    """
+    if n < 1 or block < 1:
+        raise AlignkitError(f"blockwise: n and block must be at least 1, not {n} and {block}")
+    if not isinstance(value, RewardModel):
+        ModelGuide(value)  # says what is wanted
+    written: list[list[int]] = [[] for _ in prompts]
+    heads, going = [policy.prompt_ids(prompt) for prompt in prompts], list(range(len(prompts)))
+    for start in range(0, max_new_tokens, block):
+        more = min(block, max_new_tokens - start)
+        generator = torch.Generator().manual_seed(seed + 7919 * start)
+        noise = torch.rand(len(prompts) * n, more, generator=generator, dtype=torch.float64).view(len(prompts), n, more)
+        owner = torch.arange(len(going)).repeat_interleave(n)
+        begun = [heads[i] + written[i] for i in going]
+        tails = policy._sample_rows(begun, owner, noise[going].flatten(0, 1).to(policy.device), 1.0)
+        tails = [written[going[i]] + tail for i, tail in zip(owner.tolist(), tails, strict=True)]
+        scores = _values(value, [prompts[going[i]] for i in owner.tolist()], tails).view(len(going), n)
+        for place, best in enumerate(scores.argmax(1).tolist()):
+            written[going[place]] = tails[place * n + best]
+        going = [i for i in going if written[i][-1] != policy.tokenizer.eos_token_id]
+        if not going:
+            break
+    return [text.strip() for text in policy.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def _values(model: RewardModel, prompts: list, tails: list[list[int]]) -> Tensor:
+    """The model's score of each beginning, given as token ids, shape (N,)."""
+    batch = model.codec._pad([model.codec.prompt_ids(prompt) for prompt in prompts], tails)
+    values = running(model.outputs_by_token(batch)[..., 0], batch.mask, model.pooling)
+    return values[torch.arange(len(values)), batch.mask.sum(1) - 1]
