@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from alignkit import rewards, taxonomy
+from alignkit import optimize, rewards, taxonomy
 from alignkit.files import NOTEBOOKS, ROOT
 
 DIMENSIONS = {
@@ -27,6 +27,7 @@ def texts(paths) -> dict[str, str]:
 
 
 CODE = texts(NOTEBOOKS.glob("0[2-6]_*.ipynb"))
+TREATMENTS = texts([*NOTEBOOKS.glob("0[7-9]_*.ipynb"), *NOTEBOOKS.glob("10_*.ipynb")])
 TESTS = texts(path for path in (ROOT / "tests").glob("test_*.py") if path.stem != "test_shelf")
 
 
@@ -51,3 +52,15 @@ def test_every_public_reward_is_on_the_shelf_and_tested(cards):
 
 def test_names_of_the_shelf_are_different_cards(cards):
     assert len({card.name for card in cards.values()}) >= len(cards) - 2  # two differ in granularity only
+
+
+@pytest.mark.parametrize("family", [str(value) for value in taxonomy.Optimization if value != "none"])
+def test_each_treatment_is_here_tested_and_demonstrated(family):
+    for name in optimize.FAMILIES[family]:
+        assert callable(getattr(optimize, name))
+        assert any(re.search(rf"optimize\.{name}\b", text) for text in TREATMENTS.values()), f"{name} is in no notebook"
+        assert any(re.search(rf"\b{name}\b", text) for text in TESTS.values()), f"{name} has no test"
+
+
+def test_every_policy_gradient_is_on_the_shelf():
+    assert {name.replace("++", "_plus_plus") for name in optimize.METHODS} == set(optimize.FAMILIES["rl"])
