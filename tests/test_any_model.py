@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import weights_of
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from alignkit import optimize
 from alignkit.policy import Policy
-from tests.conftest import weights_of
 
 FAMILIES = ("gpt2", "neox", "qwen2")
 QUICK = {
@@ -39,7 +39,7 @@ def early_letters(prompts, completions):
     return [np.mean([w < "m" for w in c.split()]) if c else 0.0 for c in completions]
 
 
-@pytest.mark.parametrize("method", ["rloo", "ppo", "gspo"])
+@pytest.mark.parametrize("method", ["rloo", "ppo", "gspo", "reinforce_plus_plus"])
 def test_policy_gradients_raise_the_reward_of_any_causal_lm(model, world, method):
     before = weights_of(model)
     more = {"gspo": {"clip": 0.2, "clip_high": 0.2}}.get(method, {})

@@ -356,6 +356,18 @@ def test_each_method_raises_gold_and_leaves_the_patient_alone(name, world, patie
         assert treated.spent["completions_sampled"] > 0
 
 
+ON_PAIRS = ["robust_dpo", "ipo", "hinge", "slic_hf", "length_regularized_dpo", "simpo", "cpo", "orpo", "apo"]
+
+
+@pytest.mark.parametrize("name", ON_PAIRS)
+def test_each_method_on_pairs_learns_to_prefer_the_chosen_side(name, patient, pairs):
+    untouched = weights_of(patient)
+    treated = getattr(optimize, name)(patient, pairs, epochs=3, learning_rate=1e-3, progress=False)
+    right = treated.history["accuracy"]
+    assert right[-6:].mean() > 0.65 and treated.history["loss"][-6:].mean() < treated.history["loss"][:3].mean()
+    assert torch.equal(weights_of(patient), untouched)
+
+
 def test_an_annotator_answers_the_same_when_asked_again(world):
     asked = world.prompts("test")[:20]
     a, b = [world.ideal(p) for p in asked], ["you should know this , fool ."] * 20

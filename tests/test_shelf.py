@@ -58,7 +58,8 @@ def test_names_of_the_shelf_are_different_cards(cards):
 def test_each_treatment_is_here_tested_and_demonstrated(family):
     for name in optimize.FAMILIES[family]:
         assert callable(getattr(optimize, name))
-        assert any(re.search(rf"optimize\.{name}\b", text) for text in TREATMENTS.values()), f"{name} is in no notebook"
+        named = rf"[.`'\"]{name.replace('_plus_plus', '(_plus_plus|[+][+])')}(?!\w)"
+        assert any(re.search(named, text) for text in TREATMENTS.values()), f"{name} is in no notebook"
         assert any(re.search(rf"\b{name}\b", text) for text in TESTS.values()), f"{name} has no test"
 
 
