@@ -225,7 +225,9 @@ def diagnose(
 
 @app.command("build-models")
 def build_models(
-    world: Annotated[str, typer.Option(help="The world to pretrain on.")] = "assistant",
+    world: Annotated[
+        str, typer.Option(help="assistant, arithmetic, authors, assistant-small or assistant-large.")
+    ] = "assistant",
     seeds: Annotated[str, typer.Option(help="One model for each.")] = "0-4",
     out: Annotated[Path | None, typer.Option(help="Folder; default: where the shipped models are.")] = None,
 ) -> None:
