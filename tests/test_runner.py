@@ -3,6 +3,7 @@
 One real sweep (two notebooks, one failing) is run once and looked at by many tests; the rest needs no kernel.
 """
 
+import functools
 import json
 import signal
 import subprocess
@@ -329,7 +330,9 @@ def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch):
     (tmp_path / "claims.yaml").write_text("[]")
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
     command = [sys.executable, "-c", "from alignkit.cli import main; main()", "run", fast.name, slow.name]
-    sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # a suite started in the background ignores Ctrl-C, and so would what it starts
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     said = ""
     while not ("02_slow seed 0: 2 code cells" in said and "01_quick seed 0: done" in said):
         line = sweep.stderr.readline()
