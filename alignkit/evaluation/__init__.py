@@ -1,49 +1,22 @@
 """Follow-up: charts, the measurement core, and the check-up of a preference data set.
 
-The check-up is imported when first used: a notebook that checks no data set doesn't depend on its code.
+Names are imported when first used: a notebook depends only on the code that it runs.
 """
 
-from importlib import import_module
+import lazy_loader
 
-from alignkit.evaluation.chart import Chart, chart, measure
-from alignkit.evaluation.core import (
-    MIN_ESS,
-    Frontier,
-    best_of_n_curve,
-    best_of_n_kl,
-    best_of_n_weights,
-    beta_for_kl,
-    frontier,
-    kl_bound,
-    kl_of_best_of_n,
-    sequence_kl,
-)
-from alignkit.evaluation.side_by_side import BUDGETS, side_by_side
+from alignkit.evaluation.chart import chart  # noqa: F401 (named like its module, which would hide it)
+from alignkit.evaluation.side_by_side import side_by_side  # noqa: F401 (named like its module, which would hide it)
 
-_DIAGNOSIS = ("diagnose", "read_pairs")
-
-__all__ = [
-    "BUDGETS",
-    "MIN_ESS",
-    "Chart",
-    "Frontier",
-    "best_of_n_curve",
-    "best_of_n_kl",
-    "best_of_n_weights",
-    "beta_for_kl",
-    "chart",
-    "diagnose",
-    "frontier",
-    "kl_bound",
-    "kl_of_best_of_n",
-    "measure",
-    "read_pairs",
-    "sequence_kl",
-    "side_by_side",
-]
-
-
-def __getattr__(name: str):
-    if name in _DIAGNOSIS:
-        return getattr(import_module("alignkit.evaluation.diagnosis"), name)
-    raise AttributeError(f"module 'alignkit.evaluation' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "chart": ["Chart", "chart", "measure"],
+        "core": [
+            "Frontier", "MIN_ESS", "best_of_n_curve", "best_of_n_kl", "best_of_n_weights", "beta_for_kl",
+            "frontier", "kl_bound", "kl_of_best_of_n", "sequence_kl",
+        ],
+        "diagnosis": ["diagnose", "read_pairs"],
+        "side_by_side": ["BUDGETS", "side_by_side"],
+    },
+)  # fmt: skip
