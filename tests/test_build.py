@@ -21,7 +21,7 @@ def test_five_patients_are_shipped_small_and_without_pickle(name):
 def test_sizes_differ_in_width_alone_and_are_shipped_small():
     """The large one is stored in half precision; both are single precision once they are loaded."""
     for size, (hidden, most) in {"small": (32, 0.25e6), "large": (112, 0.95e6)}.items():
-        for k in range(2):
+        for k in range(5):
             files = list((MODELS / f"assistant-{size}-{k}").iterdir())
             assert sum(f.stat().st_size for f in files) <= most
             assert {f.suffix for f in files} <= {".json", ".safetensors"}
@@ -39,7 +39,7 @@ def test_an_unknown_size_is_named_before_anything_is_trained():
 
 
 def test_all_shipped_models_together_are_small():
-    assert sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) <= 16e6
+    assert sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) <= 20e6
 
 
 def test_one_token_a_word(world):
