@@ -10,9 +10,10 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.checkpoint import digest
+from alignkit.optimize.fresh import train_on_fresh
 from alignkit.optimize.labelers import Labeler, preference
 from alignkit.optimize.pair_losses import dpo_loss
-from alignkit.optimize.training import summed_logprobs, train
+from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward
 
@@ -37,19 +38,12 @@ def online_dpo(
     2402.04792); returns a new policy. Ties and equal samples count 0. Options: see `train`."""
     if not 0 < beta < float("inf"):
         raise AlignkitError(f"online_dpo: beta must be > 0, not {beta}; at 0 the loss says nothing about the policy")
-    if not prompts or steps < 1:
-        raise AlignkitError(f"online_dpo: there must be prompts and at least one step, not {len(prompts)}, {steps}")
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
     treated = policy.copy(f"{policy.name} + online dpo")
 
-    # One row for each time that a prompt is asked, so that a minibatch's rows tell it from all others: they seed its
-    # samples, and training that was interrupted draws the same.
-    rows = steps * batch_size
-
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
-        asked = [prompts[i % len(prompts)] for i in index]
-        said = treated.sample(asked, 2, seed=int(digest(index, seed), 16) % 2**63)
+    def loss_of(asked: list, seed: int) -> tuple[Tensor, dict]:
+        said = treated.sample(asked, 2, seed=seed)
         a, b = [texts[0] for texts in said], [texts[1] for texts in said]
         better = preference(labeler, asked, a, b)
         better = np.where([x == y for x, y in zip(a, b, strict=True)], 0.5, better)
@@ -67,9 +61,7 @@ def online_dpo(
             "different": told.float().mean().item(),
         }
 
-    lengths = torch.tensor([len(treated.prompt_ids(p)) for p in prompts]).repeat(-(-rows // len(prompts)))[:rows]
-    told = {"prompts": digest(prompts), "reference": digest(reference.model), "beta": beta, "loss": loss.__name__}
-    options = {"seed": seed, "told": told, **options}
-    train(treated, loss_of, lengths, 1, batch_size, learning_rate, **options)
-    treated.spent |= {"completions_sampled": 2 * rows, "judgments": rows}
+    told = {"reference": digest(reference.model), "beta": beta, "loss": loss.__name__}
+    train_on_fresh(treated, prompts, loss_of, steps, batch_size, learning_rate, seed, told, **options)
+    treated.spent |= {"completions_sampled": 2 * steps * batch_size, "judgments": steps * batch_size}
     return treated

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.checkpoint import digest
-from alignkit.optimize.training import summed_logprobs, train
+from alignkit.optimize.fresh import train_on_fresh
+from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import Batch, Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward, as_reward
 
@@ -50,20 +51,17 @@ def reward_regression(
     """
     if not 0 < beta < float("inf"):
         raise AlignkitError(f"reward_regression: beta must be > 0, not {beta}; at 0 no policy fits the rewards")
-    if not prompts or min(steps, prompts_per_step) < 1 or group_size < 2:
+    if group_size < 2:
         raise AlignkitError(
-            "reward_regression: there must be prompts, steps and prompts_per_step at least 1 and group_size at least "
-            f"2; not {len(prompts)}, {steps}, {prompts_per_step}, {group_size}"
+            f"reward_regression compares completions of a prompt: group_size must be at least 2, not {group_size}"
         )
     reward = as_reward(reward)
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
     treated = policy.copy(f"{policy.name} + regression")
-    rows = steps * prompts_per_step
 
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
-        asked = [prompts[i % len(prompts)] for i in index]
-        said = treated.rollout(asked, group_size, seed=int(digest(index, seed), 16) % 2**63)
+    def loss_of(asked: list, seed: int) -> tuple[Tensor, dict]:
+        said = treated.rollout(asked, group_size, seed=seed)
         scores = torch.from_numpy(reward(said.prompts, said.completions).scores).float().to(treated.device)
         logp, ref = _summed(treated, said.batch), summed_logprobs(reference, said.batch, len(said.batch) // 4 + 1)
         groups = [values.view(-1, group_size) for values in (logp, ref, scores)]
@@ -71,10 +69,9 @@ def reward_regression(
             "reward": scores.mean().item(), "kl": (logp.detach() - ref).mean().item()
         }  # fmt: skip
 
-    lengths = torch.tensor([len(treated.prompt_ids(p)) for p in prompts]).repeat(-(-rows // len(prompts)))[:rows]
-    told = {"prompts": digest(prompts), "reference": digest(reference.model), "beta": beta, "group": group_size}
-    train(treated, loss_of, lengths, 1, prompts_per_step, learning_rate, seed=seed, told=told, **options)
-    sampled = rows * group_size
+    told = {"reference": digest(reference.model), "beta": beta, "group": group_size}
+    train_on_fresh(treated, prompts, loss_of, steps, prompts_per_step, learning_rate, seed, told, **options)
+    sampled = steps * prompts_per_step * group_size
     treated.spent |= {"completions_sampled": sampled, "forward_rows": 2 * sampled, "backward_rows": sampled}
     return treated
 
