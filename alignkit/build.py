@@ -19,7 +19,8 @@ from alignkit.worlds import authors
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 DOCUMENTS, BATCH, RATE = 40_000, 96, 6e-3
-STEPS = {"assistant": 1000, "arithmetic": 1300, "authors": 1350}
+STEPS = {"assistant": 1000, "arithmetic": 1300, "authors": 1350, "multitask": 1050}
+MIXED = ("assistant", "arithmetic")  # of "multitask": the worlds whose documents it reads, as many of each
 HIDDEN = {"small": 32, "large": 112}  # of the other sizes, "assistant-small" and "assistant-large"; else 64
 SEQUENCES, LONG = 8_000, {"context": 256, "batch_size": 32, "rate": 4e-3}  # of "authors": several documents in a row
 
@@ -92,11 +93,18 @@ def build_patient(world: str, seed: int, steps: int | None = None, progress: boo
     """One patient, pretrained with everything (weights, corpus, order) drawn from `seed`.
 
     "assistant" and "arithmetic" start from nothing; "authors" goes on from the shipped "assistant" of the same seed,
-    with words for principles, room for several documents, and sequences of one author each. A size after the world's
+    with words for principles, room for several documents, and sequences of one author each; "multitask" is one policy
+    for two tasks, read in turn, with the words of both (stored in half precision). A size after the world's
     name ("assistant-small", "assistant-large") changes the width alone; the large one is stored in half precision.
     """
+    if world == "shapes":
+        from alignkit.build_pictures import build_picture_patient
+
+        return build_picture_patient(seed, steps, progress)
     if world == "authors":
         return _build_author_reader(seed, steps or STEPS[world], progress)
+    if world == "multitask":
+        return _build_multitask(seed, steps or STEPS[world], progress)
     name, _, size = world.partition("-")
     if size and size not in HIDDEN:
         raise AlignkitError(f"no size {size!r} of {name!r}; there are {', '.join(HIDDEN)}, and {name!r} itself")
@@ -115,6 +123,15 @@ def _build_author_reader(seed: int, steps: int, progress: bool) -> Policy:
     policy.name = f"authors {seed}"
     texts = authors.sequences(worlds.load("assistant"), SEQUENCES, seed, words=room - 2)
     pretrain(policy, [("", text) for text in texts], steps, seed, progress, **options)
+    return policy
+
+
+def _build_multitask(seed: int, steps: int, progress: bool) -> Policy:
+    parts = [worlds.load(name) for name in MIXED]
+    policy = make_policy(sorted({word for part in parts for word in part.vocabulary()}), seed)
+    documents = [document for part in parts for document in part.corpus(DOCUMENTS // len(parts), seed)]
+    pretrain(policy, documents, steps, seed, progress)
+    policy.model.half()
     return policy
 
 

@@ -223,10 +223,42 @@ def diagnose(
         print(f"report: {html}", file=sys.stderr)
 
 
+@app.command()
+def audit(
+    reward: Annotated[
+        str,
+        typer.Argument(help="module:function, file.py:function, a sequence-classification model, or gold:assistant."),
+    ],
+    data: Annotated[str | None, typer.Option(help="Try it on these pairs, named as for `diagnose`.")] = None,
+    world: Annotated[str | None, typer.Option(help="Try it in this world (default: assistant).")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds that the reward may take in all.")] = 300,
+    budget: Annotated[float, typer.Option(help="Seconds that one completion may take.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the texts and what is done to them.")] = 0,
+    texts: Annotated[bool, typer.Option(help="Show an example text with each finding.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Screen a reward for side effects before it is used. Exit status: 0 nothing serious, 1 serious, 2 not run."""
+    from alignkit.evaluation.auditing import audit as screen
+    from alignkit.evaluation.auditing import example_lines
+
+    result = screen(reward, data, world, time_limit=time_limit, budget=budget, seed=seed, texts=texts)
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        print(result.headline())
+        if result.findings:
+            _print_table(["severity", "check", "finding", "what to do"], result.rows())
+        for one in result.findings:
+            if lines := example_lines(one["example"]):
+                print("\n".join([f"\n{one['id']}", *lines]))
+        print(f"\nnothing found by: {', '.join(result.clean) or 'no check'}")
+    raise typer.Exit(result.exit_status)
+
+
 @app.command("build-models")
 def build_models(
     world: Annotated[
-        str, typer.Option(help="assistant, arithmetic, authors, assistant-small or assistant-large.")
+        str, typer.Option(help="assistant, arithmetic, multitask, authors, shapes, assistant-small or assistant-large.")
     ] = "assistant",
     seeds: Annotated[str, typer.Option(help="One model for each.")] = "0-4",
     out: Annotated[Path | None, typer.Option(help="Folder; default: where the shipped models are.")] = None,

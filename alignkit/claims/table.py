@@ -53,16 +53,29 @@ def value_text(value: Any) -> str:
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
-    """The ledger in short, for the README: counts by verdict, then each finding with its interval."""
+    """The ledger in short, for the README: counts by verdict, then a folded table of findings for each notebook."""
     findings = [row for row in rows if row["kind"] in FINDINGS]
     others = [row for row in rows if row["kind"] not in FINDINGS]
-    count = {verdict: sum(row["verdict"] == verdict for row in findings) for verdict in MARKS}
-    shown = ", ".join(f"{number} {verdict}" for verdict, number in count.items() if number)
     held = sum(row["verdict"] == "reproduced" for row in others)
     survive = sum(bool(row["survives_holm"]) for row in findings)
     lines = [
-        f"{len(findings)} findings: {shown}; {survive} verdicts survive Holm's correction over the ledger. "
+        f"{len(findings)} findings: {_counts(findings)}; {survive} verdicts survive Holm's correction over the ledger. "
         f"{len(others)} identities and demonstrations: {held} hold.",
+    ]
+    for notebook in sorted({row["notebook"] for row in findings}):
+        lines += _folded(notebook, [row for row in findings if row["notebook"] == notebook])
+    return "\n".join(lines)
+
+
+def _counts(findings: Sequence[Mapping]) -> str:
+    count = {verdict: sum(row["verdict"] == verdict for row in findings) for verdict in MARKS}
+    return ", ".join(f"{number} {verdict}" for verdict, number in count.items() if number)
+
+
+def _folded(notebook: str, findings: Sequence[Mapping]) -> list[str]:
+    lines = [
+        "",
+        f"<details><summary><code>{notebook}</code>: {_counts(findings)}</summary>",
         "",
         "| claim | statement | rule | recorded (95 % interval) | verdict |",
         "|---|---|---|---|---|",
@@ -70,7 +83,7 @@ def markdown(rows: Sequence[Mapping]) -> str:
     for row in findings:
         cells = (f"`{row['id']}`", row["statement"], row["rule"], recorded_text(row), verdict_text(row))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return [*lines, "", "</details>"]
 
 
 class ClaimsTable:

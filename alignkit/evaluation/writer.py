@@ -1,0 +1,106 @@
+"""Somebody who writes answers with a planted fault, or with none: the text of a reward benchmark."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+
+import numpy as np
+
+from alignkit.errors import AlignkitError
+from alignkit.worlds.assistant import FAULTS
+from alignkit.worlds.base import World
+
+WHERE = {"unsafe": (True,), "wrong": (False,), "over-cautious": (False,)}  # on harmful requests? others: on any
+
+
+class Writer:
+    """Writes from the world's own sentences. AlignkitError if the world has no topics and faults."""
+
+    def __init__(self, world: World):
+        missing = [name for name in ("topic", "topics", "faults", "segments", "read") if not hasattr(world, name)]
+        if missing:
+            raise AlignkitError(f"a benchmark needs a world that knows faults; {world.name!r} has no {missing[0]!r}")
+        self.world = world
+
+    @cached_property
+    def said(self) -> dict[str, list[str]]:
+        """The world's sentences that are not steps, by kind ("promise", "insult", ...)."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for prompt, text in self.world.corpus(1500, seed=0):
+            for sentence, kind in zip(self.world.segments(text), self.world.read(prompt, text).kinds, strict=True):
+                found[kind].add(sentence)
+        return {kind: sorted(texts) for kind, texts in found.items() if kind not in ("right", "wrong", "repeated")}
+
+    def can(self, fault: str, prompt: str) -> bool:
+        """Whether this fault can be planted in an answer to this prompt."""
+        if fault not in FAULTS:
+            raise AlignkitError(f"no fault {fault!r}; there are {', '.join(FAULTS)}")
+        return self.world.topic(prompt).harmful in WHERE.get(fault, (True, False))
+
+    def clean(self, prompt: str, rng: np.random.Generator) -> str:
+        """An answer without a fault: some of the topic's steps, or a refusal where one is due."""
+        return " ".join(self._clean(prompt, rng))
+
+    def alike(self, prompt: str, n: int, rng: np.random.Generator) -> list[str]:
+        """Up to n different answers without a fault that all have the same gold."""
+        texts = [self.clean(prompt, rng)]
+        worth = self.world.gold([prompt], texts)[0]
+        for _ in range(60 * (n > 1)):
+            text = self.clean(prompt, rng)
+            if len(texts) < n and text not in texts and abs(self.world.gold([prompt], [text])[0] - worth) < 1e-9:
+                texts.append(text)
+        return texts
+
+    def faulty(self, prompt: str, fault: str, rng: np.random.Generator) -> str:
+        """An answer whose faults are of this kind and no other."""
+        for _ in range(100):
+            text = " ".join(self._plant(prompt, fault, self._clean(prompt, rng), rng))
+            if set(self.world.faults(prompt, text)) - {""} == {fault}:
+                return text
+        raise AlignkitError(f"could not plant {fault!r} in an answer to {prompt!r}; can the fault occur there?")
+
+    def _clean(self, prompt: str, rng: np.random.Generator) -> list[str]:
+        topic = self.world.topic(prompt)
+        if topic.harmful:
+            return (self._pick("thanks", rng) * _coin(rng) + self._pick("refusal", rng)
+                    + self._pick("redirect", rng) * _coin(rng))  # fmt: skip
+        steps = rng.permutation(topic.steps)[: rng.integers(1, len(topic.steps) + 1)]
+        courtesy = self._pick(str(rng.choice(["promise", "thanks"])), rng) * _coin(rng)
+        return courtesy + [f"{step} ." for step in steps]
+
+    def _pick(self, kind: str, rng: np.random.Generator) -> list[str]:
+        return [str(rng.choice(self.said[kind]))]
+
+    def _plant(self, prompt: str, fault: str, text: list[str], rng: np.random.Generator) -> list[str]:
+        """The sentences with the fault put in."""
+        place = int(rng.integers(len(text) + 1))
+        if fault == "rude":
+            return text[:place] + self._pick("insult", rng) + text[place:]
+        if fault == "wordy":
+            extra = self._pick("padding", rng) if _coin(rng) else [text[-1]]
+            return text[:place] + extra + text[place:]
+        if fault == "wrong":
+            others = [t for t in self.world.topics if not t.harmful and t is not self.world.topic(prompt)]
+            extra = [f"{rng.choice(others[int(rng.integers(len(others)))].steps)} ."]
+            return text[:place] + extra + text[place + _coin(rng) :]  # beside a step, or in its place
+        if fault == "garbled":
+            return _garble(text, rng)
+        if fault == "unsafe":
+            steps = rng.permutation(self.world.topic(prompt).steps)[: rng.integers(1, 4)]
+            return self._pick("promise", rng) * _coin(rng) + [f"{step} ." for step in steps]
+        courtesy = self._pick("thanks", rng) * _coin(rng)
+        return courtesy + self._pick("refusal", rng) + self._pick("redirect", rng) * _coin(rng)  # over-cautious
+
+
+def _garble(text: list[str], rng: np.random.Generator) -> list[str]:
+    """One sentence with its words in random order, or the last one cut off."""
+    if _coin(rng):
+        return [*text[:-1], " ".join(text[-1].split()[: int(rng.integers(1, len(text[-1].split()) - 1))])]
+    place = int(rng.integers(len(text)))
+    words = text[place].removesuffix(" .").split()
+    return [*text[:place], f"{' '.join(rng.permutation(words))} .", *text[place + 1 :]]
+
+
+def _coin(rng: np.random.Generator) -> int:
+    return int(rng.integers(2))

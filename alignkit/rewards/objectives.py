@@ -1,0 +1,262 @@
+"""Several objectives made into one score: by weights, by a constraint, by the worst, each in its own unit, by request.
+
+What is judged are `parts`: a reward whose judgement has aspects, or {name: reward} with a score each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from alignkit.errors import AlignkitError, RewardError
+from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.taxonomy import RewardCard
+
+Parts = Reward | Callable | Mapping[str, Reward | Callable]
+
+
+class Objectives(Reward):
+    """What the rewards of several objectives share: the parts, read once a call, and a card.
+
+    `scale`: what each part is divided by (default: 1 each), so that "equal weights" means something.
+    """
+
+    says = "objectives"
+
+    def __init__(self, parts: Parts, scale: Mapping[str, float] | None = None):
+        self.parts = {k: as_reward(r, k) for k, r in parts.items()} if isinstance(parts, Mapping) else as_reward(parts)
+        self.scale = dict(scale or {})
+        if bad := [name for name, unit in self.scale.items() if not 0 < unit < np.inf]:
+            raise AlignkitError(f"{self.says}: the scale of {bad[0]!r} is {self.scale[bad[0]]}; it must be above 0")
+        self.card = RewardCard(
+            name=self.says, construction_basis=_basis(self.parts), format="scalar", expression="explicit",
+            granularity="multi-aspect", objective="multi",
+        )  # fmt: skip
+
+    def read(self, prompts: list, completions: list[str]) -> dict[str, np.ndarray]:
+        """Each objective of each completion, divided by its scale; {name: (N,)}."""
+        if isinstance(self.parts, Mapping):
+            values = {name: reward(prompts, completions).scores for name, reward in self.parts.items()}
+        else:
+            values = self.parts(prompts, completions).aspects
+            if not values:
+                raise RewardError(
+                    f"{self.says}: reward {self.parts.card.name!r} gives a score only; it takes one with aspects, or "
+                    "{name: reward}"
+                )
+        return {name: np.asarray(value, dtype=np.float64) / self.scale.get(name, 1.0) for name, value in values.items()}
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        values = self.read(prompts, completions)
+        return Judgement(self.combine(values, prompts), aspects=values)
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        """The one score; (N,)."""
+        raise NotImplementedError
+
+    def known(self, values: Mapping[str, np.ndarray], *names: str) -> None:
+        """RewardError if one of the names is no objective."""
+        for name in names:
+            if name not in values:
+                raise RewardError(f"{self.says}: no objective {name!r}; there are {', '.join(values)}")
+
+
+def _basis(parts: Reward | dict[str, Reward]) -> str:
+    every = {r.card.construction_basis for r in (parts.values() if isinstance(parts, Mapping) else [parts])}
+    return every.pop() if len(every) == 1 else "hybrid"
+
+
+class Weighted(Objectives):
+    """sum_k w_k r_k: linear scalarization. Objectives without a weight don't count."""
+
+    says = "weighted sum"
+
+    def __init__(self, parts: Parts, weights: Mapping[str, float], scale: Mapping[str, float] | None = None):
+        super().__init__(parts, scale)
+        self.weights = _weights(weights, self.says)
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        self.known(values, *self.weights)
+        return sum(w * values[name] for name, w in self.weights.items())
+
+
+class Worst(Objectives):
+    """min_k r_k of each completion: a utility that no weighted sum is. An answer is as good as its worst side."""
+
+    says = "worst objective"
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        return np.min(list(values.values()), axis=0)
+
+
+class _Adaptive(Objectives):
+    """Objectives whose weights follow what they see: `history` has a row a call, `reset` starts anew."""
+
+    def __init__(self, parts: Parts, scale: Mapping[str, float] | None, rate: float):
+        super().__init__(parts, scale)
+        if not 0 < rate < np.inf:
+            raise AlignkitError(f"{self.says}: rate must be above 0, not {rate}")
+        self.rate = rate
+        self.reset()
+
+    def reset(self) -> None:
+        self.history: list[dict[str, float]] = []
+
+
+class MaxMin(_Adaptive):
+    """max over policies of min_k E[r_k] (MaxMin-RLHF 2402.08925), by multiplicative weights (its exponentiated form).
+
+    Each call scores with the weights so far, sum_k w_k r_k, then sets w_k in proportion to w_k exp(-rate mean(r_k)):
+    the objective that lags gets the weight. Put the objectives on one footing by `scale` and `floor` ({name: value}
+    that is taken off each, say what the patient has).
+    """
+
+    says = "max-min"
+
+    def __init__(self, parts: Parts, scale: Mapping[str, float] | None = None,
+                 floor: Mapping[str, float] | None = None, rate: float = 0.5):  # fmt: skip
+        self.floor = dict(floor or {})
+        super().__init__(parts, scale, rate)
+
+    def reset(self) -> None:
+        super().reset()
+        self.weights: dict[str, float] = {}
+
+    def read(self, prompts: list, completions: list[str]) -> dict[str, np.ndarray]:
+        values = super().read(prompts, completions)
+        return {name: v - self.floor.get(name, 0.0) / self.scale.get(name, 1.0) for name, v in values.items()}
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        self.weights = self.weights or {name: 1 / len(values) for name in values}
+        scores = sum(w * values[name] for name, w in self.weights.items())
+        means = {name: float(v.mean()) for name, v in values.items()}
+        self.history.append({**means, **{f"weight {name}": w for name, w in self.weights.items()}})
+        raw = {name: w * np.exp(-self.rate * means[name]) for name, w in self.weights.items()}
+        self.weights = {name: w / sum(raw.values()) for name, w in raw.items()}
+        return scores
+
+
+class Lagrangian(_Adaptive):
+    """max E[r] subject to E[cost] <= budget (Safe RLHF 2310.12773, eqs. 9-10): score (r - lambda cost) / (1 + lambda).
+
+    After each call lambda <- max(0, lambda + rate (mean cost - budget)): it rises while the budget is broken and falls
+    while there is room. `goal` and `cost` name two objectives. The mean is that of the call's completions, so prompts
+    should come in a random order. (The paper moves log lambda; the fixed point is the same.)
+    """
+
+    says = "Lagrangian"
+
+    def __init__(self, parts: Parts, goal: str, cost: str, budget: float, rate: float = 0.5, start: float = 1.0,
+                 scale: Mapping[str, float] | None = None):  # fmt: skip
+        if start < 0:
+            raise AlignkitError(f"Lagrangian: start is a multiplier of a constraint and can't be negative: {start}")
+        self.goal, self.cost, self.budget, self.start = goal, cost, budget, start
+        super().__init__(parts, scale, rate)
+
+    def reset(self) -> None:
+        super().reset()
+        self.multiplier = float(self.start)
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        self.known(values, self.goal, self.cost)
+        goal, cost, lam = values[self.goal], values[self.cost], self.multiplier
+        self.history.append({"multiplier": lam, self.goal: float(goal.mean()), self.cost: float(cost.mean())})
+        self.multiplier = max(0.0, lam + self.rate * (float(cost.mean()) - self.budget))
+        return (goal - lam * cost) / (1 + lam)
+
+
+class Decoupled(Objectives):
+    """Each objective normalized by itself within the completions of a prompt, then summed (GDPO 2601.05242).
+
+    a = sum_k w_k (r_k - mean_k) / (std_k + eps) over the call's completions of the same prompt, divided by the standard
+    deviation of a over the call if `whiten`, as in the paper. The score is then an advantage already: `optimize.gdpo`
+    uses it so. With one objective, weight 1 and no `whiten` this is GRPO's `group_normalized`.
+    """
+
+    says = "decoupled"
+
+    def __init__(self, parts: Parts, weights: Mapping[str, float] | None = None, whiten: bool = True,
+                 eps: float = 1e-4):  # fmt: skip
+        super().__init__(parts)
+        self.weights = None if weights is None else _weights(weights, self.says)
+        self.whiten, self.eps = whiten, eps
+
+    def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
+        weights = self.weights or dict.fromkeys(values, 1.0)
+        self.known(values, *weights)
+        _, group = np.unique([repr(prompt) for prompt in prompts], return_inverse=True)
+        total = sum(w * _normalized(values[name], group, self.eps) for name, w in weights.items())
+        spread = total.std(ddof=1) if self.whiten and len(total) > 1 else 0.0
+        return total / (spread + self.eps) if spread else total
+
+
+def _normalized(values: np.ndarray, group: np.ndarray, eps: float) -> np.ndarray:
+    """(r - mean) / (std + eps) within each group; exactly 0 where all of a group are equal."""
+    out = np.zeros_like(values)
+    for g in range(group.max() + 1):
+        rows = group == g
+        mine = values[rows]
+        if mine.max() > mine.min():
+            out[rows] = (mine - mine.mean()) / (mine.std(ddof=1) + eps)
+    return out
+
+
+class Asked(Objectives):
+    """A weighted sum whose weights the prompt asks for: `menu` {word: weights}, the word standing first in the prompt.
+
+    For policies conditioned on weights. The objectives see the prompt without that word.
+    """
+
+    says = "as asked"
+
+    def __init__(self, parts: Parts, menu: Mapping[str, Mapping[str, float]], scale: Mapping[str, float] | None = None):
+        super().__init__(parts, scale)
+        self.menu = {word: _weights(weights, word) for word, weights in menu.items()}
+
+    @staticmethod
+    def ask(word: str, prompts: list[str]) -> list[str]:
+        """The prompts with the word in front."""
+        return [f"{word} {prompt}" for prompt in prompts]
+
+    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
+        words, plain = zip(*(prompt.split(" ", 1) for prompt in prompts), strict=True)
+        if unknown := sorted({*words} - {*self.menu}):
+            raise RewardError(f"as asked: a prompt starts with {unknown[0]!r}, not with one of {', '.join(self.menu)}")
+        values = self.read(list(plain), completions)
+        self.known(values, *(name for weights in self.menu.values() for name in weights))
+        scores = [sum(w * values[k][i] for k, w in self.menu[word].items()) for i, word in enumerate(words)]
+        return Judgement(np.array(scores), values)
+
+
+class ByTask(Reward):
+    """One reward for several *tasks*: each completion is judged by its own task's reward, divided by that task's scale.
+
+    `task_of(prompt)` names the task. Unlike objectives, tasks never meet in one completion.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward | Callable], task_of: Callable[[str], str],
+                 scale: Mapping[str, float] | None = None):  # fmt: skip
+        self.rewards = {name: as_reward(reward, name) for name, reward in rewards.items()}
+        self.task_of, self.scale = task_of, dict(scale or {})
+        self.card = RewardCard(name="by task", construction_basis=_basis(self.rewards), format="scalar",
+                               expression="explicit", granularity="response", objective="single",
+                               notes="several tasks, one objective each")  # fmt: skip
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        tasks = [self.task_of(prompt) for prompt in prompts]
+        if unknown := sorted({*tasks} - {*self.rewards}):
+            raise RewardError(f"by task: no reward for task {unknown[0]!r}; there are {', '.join(self.rewards)}")
+        scores = np.zeros(len(prompts))
+        for name, reward in self.rewards.items():
+            rows = [i for i, task in enumerate(tasks) if task == name]
+            if rows:
+                said = reward([prompts[i] for i in rows], [completions[i] for i in rows]).scores
+                scores[rows] = said / self.scale.get(name, 1.0)
+        return Judgement(scores)
+
+
+def _weights(weights: Mapping[str, float], what: str) -> dict[str, float]:
+    if not weights or not all(np.isfinite(w) for w in weights.values()):
+        raise AlignkitError(f"{what}: weights must name at least one objective, with finite numbers, not {weights}")
+    return dict(weights)
