@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "compare": ["compare", "draw_pairs", "label", "shuffle_labels"],
         "cost": ["bits", "cost"],
         "critiques": ["correct", "critique", "demonstrate", "faults", "without_sentence"],
+        "groups": ["Crowd", "Group", "crowd", "label_over_time"],
         "marks": ["mark_steps", "verify"],
         "models": ["ModelAnnotator", "label_by_rule", "under", "with_principle"],
         "people": ["expected_agreement", "population", "with_agreement"],

@@ -13,6 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "whitened",
         ],
         "binary": ["kto"],
+        "conflict": ["cosine", "project_conflicts", "reward_gradient", "unshrunk_cosine"],
+        "conditional": ["anchor_loss", "conditional_loss", "crop", "mdpo", "mdpo_loss"],
         "context": ["InContext", "kl_to", "shuffled_answers"],
         "credit": ["token_rewards"],
         "decoding": ["FunctionGuide", "Guide", "Guided", "ModelGuide", "blockwise"],
@@ -27,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "methods": [
             "METHODS", "dapo", "dr_grpo", "gspo", "grpo", "ppo", "reinforce", "reinforce_plus_plus", "remax", "rloo",
         ],
+        "multi_objective": ["gdpo", "modpo", "modpo_loss"],
         "online": ["online_dpo"],
         "pair_losses": [
             "apo_down_loss", "apo_zero_loss", "cpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss",
@@ -45,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "acceptance_rate", "ratio_kl", "sample_optimum", "soft_best_of_n", "soft_best_of_n_ratio",
         ],
         "shelf": ["FAMILIES"],
+        "soups": ["soup"],
         "training": ["summed_logprobs", "train"],
         "values": ["PrefixValue", "every_completion", "exact_values"],
         "voting": ["self_consistent", "vote"],

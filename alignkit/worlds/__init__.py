@@ -10,7 +10,14 @@ from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
 from alignkit.worlds.base import World, gold_by_step
 
-WORLDS = {"arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld}
+
+def _shapes() -> World:
+    from alignkit.worlds.shapes import ShapesWorld  # only where there are pictures: evidence depends on what is loaded
+
+    return ShapesWorld()
+
+
+WORLDS = {"arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld, "shapes": _shapes}
 
 
 @cache
