@@ -1,0 +1,83 @@
+"""Has what people want changed? A test that may be looked at after every new label, and is still honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import binom, binomtest
+
+from alignkit.errors import AlignkitError
+from alignkit.rewards.base import Reward
+from alignkit.rewards.bradley_terry import score_pairs
+
+#: Bets that are averaged: the larger, the sooner a large change shows and the later a small one.
+BETS = (0.1, 0.2, 0.4, 0.8)
+
+
+@dataclass
+class Watch:
+    """`evidence` after each label, shape (N,): 1 at the start, small while nothing has changed. `alarm`: the number of
+    labels (counted from 1) after which it reached 1 / alpha; None if it never did."""
+
+    evidence: np.ndarray
+    alarm: int | None
+
+
+def agreements(reward: Reward, pairs: Dataset) -> np.ndarray:
+    """Whether the reward sides with each label: 1, 0, or one half for a tie; shape (N,)."""
+    chosen, rejected = score_pairs(reward, pairs)
+    return (chosen > rejected) + 0.5 * (chosen == rejected)
+
+
+def usual_rate(agrees: Sequence[float], confidence: float = 0.99) -> float:
+    """Lower confidence bound (Clopper and Pearson) of the rate of agreement, from held-out labels of the old days."""
+    agrees = _checked(agrees)
+    if not len(agrees):
+        raise AlignkitError("usual_rate: no labels; keep some of the old ones apart from the fit")
+    exact = binomtest(int(np.floor(agrees.sum())), len(agrees), alternative="greater")
+    return float(exact.proportion_ci(confidence_level=confidence, method="exact").low)
+
+
+def watch(agrees: Sequence[float], rate: float, alpha: float = 0.01, bets: Sequence[float] = BETS) -> Watch:
+    """Bets, label by label, that agreement has fallen below `rate`; an alarm once the bets have won 1 / alpha-fold.
+
+    A share b of the capital is bet on disagreement at odds of rate / (1 - rate): fair at `rate`, a loss on average if
+    people agree more. When the change comes is not known, so a little capital is kept for a start at each label:
+    1 / (j (j + 1)) for label j. The total is a nonnegative supermartingale that starts at 1, so by Ville's inequality
+    the chance that it *ever* reaches 1 / alpha is at most alpha, however often one looks. (Testing by betting: Shafer
+    2021; Ramdas et al. 2023)
+    """
+    agrees = _checked(agrees)
+    if not 0 < rate < 1 or not 0 < alpha < 1:
+        raise AlignkitError(f"watch: rate and alpha must lie between 0 and 1; got rate={rate}, alpha={alpha}")
+    bets, odds = np.asarray(bets, dtype=float), rate / (1 - rate)
+    if not len(bets) or (bets <= 0).any() or (bets >= 1).any():
+        raise AlignkitError(f"watch: bets are shares of the capital between 0 and 1, not {bets.tolist()}")
+    j = np.arange(1, len(agrees) + 1)[:, None]
+    won = np.log1p(bets * ((1 - agrees) * odds - agrees)[:, None]).cumsum(0)  # log of a capital kept in play all along
+    start = -np.log(j * (j + 1.0)) - np.vstack([np.zeros((min(1, len(won)), len(bets))), won[:-1]])
+    capital = np.exp(np.minimum(won + np.logaddexp.accumulate(start), 700)) if len(agrees) else won
+    evidence = capital.mean(1) + 1 / (j[:, 0] + 1)  # what was bet, and what is still kept for later starts
+    reached = np.flatnonzero(evidence >= 1 / alpha)
+    return Watch(evidence, int(reached[0]) + 1 if len(reached) else None)
+
+
+def peek(agrees: Sequence[float], rate: float, alpha: float = 0.01, least: int = 10) -> int | None:
+    """The mistake to avoid: an ordinary one-sided binomial test after every label, until one is "significant".
+
+    Returns the label at which it cries, or None. Its chance of a false alarm grows with every look.
+    """
+    agrees = _checked(agrees)
+    n = np.arange(1, len(agrees) + 1)
+    cries = np.flatnonzero((binom.cdf(np.ceil(agrees.cumsum()), n, rate) < alpha) & (n >= least))
+    return int(cries[0]) + 1 if len(cries) else None
+
+
+def _checked(agrees: Sequence[float]) -> np.ndarray:
+    agrees = np.asarray(agrees, dtype=float)
+    if agrees.ndim != 1 or ((agrees < 0) | (agrees > 1)).any() or np.isnan(agrees).any():
+        raise AlignkitError("agreements must be a flat list of numbers between 0 (disagrees) and 1 (agrees)")
+    return agrees

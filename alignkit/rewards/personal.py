@@ -1,0 +1,211 @@
+"""A reward for people who differ: a few kinds of people, a head for each, and whose labels came from which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from scipy.special import log_expit, logsumexp, softmax
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.policy import Batch, Policy, positions
+from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.data import check_columns, check_pairs, encode_pairs, pair_lengths
+from alignkit.rewards.model import RewardModel
+from alignkit.taxonomy import RewardCard
+
+
+class PersonalReward(RewardModel):
+    """A mixture of K Bradley-Terry heads on one backbone. Everyone is of one hidden kind z, drawn with `shares`:
+
+        P(labels of one person) = sum_z shares[z] * prod_i sigmoid(r_z(x_i, chosen_i) - r_z(x_i, rejected_i))
+
+    Maximum likelihood by expectation-maximization, as MaxMin-RLHF learns its groups (2402.08925, algorithm 2). The kind
+    is a latent variable that is inferred from a person's own comparisons, as in VPL (2408.10075), but with K values, so
+    that its posterior (`infer`) is exact. `for_annotator` is the reward of one person; `judge` itself is the average
+    over `shares`. `people`: a DataFrame, the posterior of each annotator of the fit.
+    """
+
+    kind = {"name": "personal", "format": "vector", "granularity": "response", "objective": "multi",
+            "source": "2408.10075"}  # fmt: skip
+
+    def __init__(self, model, codec: Policy, pooling: str = "mean", name: str | None = None):
+        super().__init__(model, codec, pooling, name)
+        kinds = model.config.num_labels
+        self.shares = np.array(getattr(model.config, "alignkit_shares", None) or np.full(kinds, 1 / kinds))
+        self.people = pd.DataFrame()
+
+    @classmethod
+    def fit(
+        cls,
+        pairs: Dataset,
+        backbone: Policy | str,
+        kinds: int | None = 2,
+        pooling: str = "mean",
+        restarts: int = 5,
+        seed: int = 0,
+        **options,
+    ) -> PersonalReward:
+        """Fit to `prompt/chosen/rejected/annotator`; which kind an annotator is, is not told. With kinds = None every
+        annotator is a kind of their own, in the order of their names: heads that share what the backbone learns.
+
+        Who resembles whom is first guessed on the frozen backbone (`sort_people`), the best of some `restarts`; then
+        backbone and heads learn together, and the posteriors are brought up to date at every minibatch. With kinds = 1
+        this is `BradleyTerry.fit`. Further options as in `RewardModel.train`.
+        """
+        check_pairs(pairs)
+        check_columns(pairs, ["annotator"], "pairs")
+        names, who = np.unique([str(name) for name in pairs["annotator"]], return_inverse=True)
+        told_kinds, kinds = kinds is None, kinds if kinds is not None else len(names)
+        if not 1 <= kinds <= len(names):
+            raise DataError(f"{kinds} kinds of people but {len(names)} annotators: there must be at least one for each")
+        reward = cls.new(backbone, seed, pooling, outputs=kinds)
+        both, size = encode_pairs(reward.codec, pairs), len(pairs)
+        if kinds > 1 and not told_kinds:
+            chosen, rejected = states(reward, both).chunk(2)
+            weights, guess = sort_people((chosen - rejected).numpy(), who, kinds, restarts, seed)
+            with torch.no_grad():
+                reward.model.score.weight.copy_(torch.tensor(weights))
+        else:
+            guess = np.eye(kinds)[np.arange(len(names)) if told_kinds else [0] * len(names)]
+        owner = torch.tensor(who)
+        told = torch.zeros(size, kinds)  # log-likelihood of each label under each head, when last seen
+        posterior = torch.tensor(guess).float()[owner]
+        seen = torch.zeros(size, dtype=torch.bool)
+
+        def loss(index: Tensor) -> tuple[Tensor, dict]:
+            first, second = reward.outputs(both.rows(torch.cat([index, index + size]))).chunk(2)
+            by_head = F.logsigmoid(first - second)
+            told[index], seen[index] = by_head.detach().float().cpu(), True
+            if seen.all() and not told_kinds:  # until every label was read once, the first guess stands
+                sums = torch.zeros(len(names), kinds).index_add_(0, owner, told)
+                q = torch.softmax(sums + torch.tensor(reward.shares).float().log(), 1)
+                reward.shares = q.mean(0).double().numpy()
+                posterior.copy_(q[owner])
+            return -(posterior[index].to(by_head.device) * by_head).sum(1).mean(), {}
+
+        reward.shares = guess.mean(0)
+        reward.train(loss, pair_lengths(both), seed=seed, **options)
+        kinds_named = pd.DataFrame(guess, pd.Index(names, name="annotator"), [f"kind {k}" for k in range(kinds)])
+        reward.people = kinds_named if told_kinds else reward.sort(pairs)
+        return reward
+
+    # -- who is it? ----------------------------------------------------------------------------------------------
+
+    def infer(self, pairs: Dataset | None) -> np.ndarray:
+        """Posterior over kinds, shape (K,), of one person who made these comparisons; with none, the prior `shares`."""
+        if pairs is None or not len(pairs):
+            return self.shares.copy()
+        return softmax(self._log_likelihood(pairs).sum(0) + np.log(self.shares))
+
+    def sort(self, pairs: Dataset) -> pd.DataFrame:
+        """The posterior of each annotator of the pairs, one row an annotator (column `annotator` names them)."""
+        check_columns(pairs, ["annotator"], "pairs")
+        by_person = pd.DataFrame(self._log_likelihood(pairs)).groupby([str(a) for a in pairs["annotator"]]).sum()
+        q = softmax(by_person.to_numpy() + np.log(self.shares), axis=1)
+        return pd.DataFrame(q, by_person.index.rename("annotator"), [f"kind {k}" for k in range(q.shape[1])])
+
+    def _log_likelihood(self, pairs: Dataset) -> np.ndarray:
+        """log sigmoid(gap) under each head, shape (N, K)."""
+        check_pairs(pairs)
+        prompts = pairs["prompt"][:]
+        return log_expit(self.predict(prompts, pairs["chosen"][:]) - self.predict(prompts, pairs["rejected"][:]))
+
+    # -- what do they want? --------------------------------------------------------------------------------------
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        by_head = self.predict(prompts, completions)
+        return Judgement(by_head @ self.shares, aspects={f"kind {k}": column for k, column in enumerate(by_head.T)})
+
+    def for_annotator(self, who: Dataset | Sequence[float] | None) -> Reward:
+        """The reward of one person: the heads' mean under the posterior, from their comparisons or as given."""
+        posterior = self.infer(who) if who is None or isinstance(who, Dataset) else np.asarray(who, dtype=float)
+        if posterior.shape != self.shares.shape or not np.isclose(posterior.sum(), 1) or (posterior < 0).any():
+            raise AlignkitError(f"a posterior needs {len(self.shares)} numbers >= 0 that sum to 1, not {posterior}")
+        return Conditioned(self, posterior)
+
+    def heads(self) -> list[Reward]:
+        """The reward of each kind of people."""
+        return [self.for_annotator(row) for row in np.eye(len(self.shares))]
+
+    def save(self, folder: str | Path) -> Path:
+        """As `RewardModel.save`; the shares go into the config. `people` is not written: it says who was asked."""
+        self.model.config.alignkit_shares = self.shares.tolist()
+        return super().save(folder)
+
+
+class Conditioned(Reward):
+    """A `PersonalReward` told who is asking, as a posterior over kinds."""
+
+    def __init__(self, reward: PersonalReward, posterior: np.ndarray):
+        self.reward, self.posterior = reward, posterior
+        told = ", ".join(f"{p:.2f}" for p in posterior)
+        self.card = RewardCard(name=f"personal [{told}]", construction_basis="data-driven", format="scalar",
+                               expression="explicit", granularity="response", source="2408.10075")  # fmt: skip
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        return Judgement(self.reward.predict(prompts, completions) @ self.posterior)
+
+
+@torch.no_grad()
+def states(reward: RewardModel, batch: Batch, batch_size: int = 512) -> Tensor:
+    """What the head reads: the pooled hidden state of each completion, shape (N, hidden)."""
+    out = []
+    for rows in torch.arange(len(batch)).split(batch_size):
+        part = batch.rows(rows)
+        hidden = reward.model.base_model(input_ids=part.ids, attention_mask=part.attention,
+                                         position_ids=positions(part.attention), use_cache=False)  # fmt: skip
+        hidden, length = hidden.last_hidden_state[:, -part.mask.shape[1] :], part.mask.sum(1)
+        pooled = (hidden * part.mask[..., None]).sum(1) / length[:, None]
+        out.append(hidden[torch.arange(len(hidden)), length - 1] if reward.pooling == "last" else pooled)
+    return torch.cat(out).float().cpu()
+
+
+def sort_people(
+    gap: np.ndarray,
+    who: np.ndarray,
+    kinds: int,
+    restarts: int = 5,
+    seed: int = 0,
+    rounds: int = 20,
+    strength: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expectation-maximization of a mixture of linear Bradley-Terry models: (weights (K, D), posterior (people, K)).
+
+    gap (N, D): features of the chosen minus those of the rejected side; who (N,): number of the person who chose.
+    Each restart begins with random posteriors; the one with the highest likelihood is kept. `strength` is the inverse
+    of the ridge penalty (scikit-learn's C) in units of standardized features.
+    """
+    gap, who = np.asarray(gap, dtype=float), np.asarray(who)
+    scale = gap.std(0) + 1e-12
+    x, people = gap / scale, who.max() + 1
+    best = (-np.inf, None, None)
+    for restart in range(restarts):
+        rng = np.random.default_rng([seed, 22, restart])
+        q = rng.dirichlet(np.full(kinds, 0.5), people)
+        for _ in range(rounds):
+            shares = np.maximum(q.mean(0), 1e-6)
+            weights = np.stack([_linear(x, q[who, k], strength) for k in range(kinds)])
+            by_label = log_expit(x @ weights.T)
+            by_person = np.stack([np.bincount(who, by_label[:, k], people) for k in range(kinds)], 1) + np.log(shares)
+            before, q = q, softmax(by_person, axis=1)
+            if np.abs(q - before).max() < 1e-3:
+                break
+        likelihood = logsumexp(by_person, axis=1).sum()
+        if likelihood > best[0]:
+            best = (likelihood, weights / scale, q)
+    return best[1], best[2]
+
+
+def _linear(x: np.ndarray, weight: np.ndarray, strength: float) -> np.ndarray:
+    """Bradley-Terry on features: a logistic regression without intercept, each pair shown both ways round."""
+    model = LogisticRegression(C=strength / x.shape[1], fit_intercept=False, max_iter=200, tol=1e-3)
+    both, side = np.concatenate([x, -x]), np.repeat([1, 0], len(x))
+    return model.fit(both, side, sample_weight=np.tile(np.maximum(weight, 1e-9), 2)).coef_[0]
