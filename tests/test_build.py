@@ -9,7 +9,7 @@ from alignkit.errors import AlignkitError
 from alignkit.policy import MODELS, load_policy
 
 
-@pytest.mark.parametrize("name", ["assistant", "arithmetic"])
+@pytest.mark.parametrize("name", ["assistant", "arithmetic", "authors", "multitask", "shapes"])
 def test_five_patients_are_shipped_small_and_without_pickle(name):
     folders = sorted(MODELS.glob(f"{name}-[0-9]"))
     assert [f.name for f in folders] == [f"{name}-{k}" for k in range(5)]

@@ -10,6 +10,7 @@ from alignkit import worlds
 FROZEN = {
     "assistant-v1": "c05601e045c522c2",
     "arithmetic-v1": "e59f50c7f86521b0",
+    "shapes-v1": "51ab9da0186015fb",
 }
 
 
@@ -21,7 +22,7 @@ def digest(world) -> str:
     return hashlib.sha256(repr((prompts, corpus, list(aspects), world.weights, values)).encode()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("name", ["assistant", "arithmetic"])
+@pytest.mark.parametrize("name", ["assistant", "arithmetic", "shapes"])
 def test_a_world_is_what_its_version_says(name):
     world = worlds.load(name)
     assert digest(world) == FROZEN.get(world.version), "a changed world needs a new version: it voids recorded evidence"
