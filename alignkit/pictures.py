@@ -1,0 +1,210 @@
+"""A policy that sees: prompts name pictures, a vision-language model reads their pixels and writes about them.
+
+    policy = load_picture_policy("shapes")
+    policy.sample(["red_circle_top_left.png"])
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, List
+from PIL import Image as PillowImage
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.policy import MODELS, Batch, Policy
+
+Look = Callable[[str], np.ndarray]  # from a prompt to pixels, uint8 of shape (height, width, 3)
+GRAY = 128
+NEVER = -1e4  # a logit; not -inf, which makes a KL undefined
+
+
+@dataclass
+class PictureBatch(Batch):
+    """A token batch with what each row sees: `pixels`, uint8 of shape (N, height, width, 3)."""
+
+    pixels: Tensor
+
+    def rows(self, index) -> PictureBatch:
+        part = super().rows(index)
+        return PictureBatch(part.ids, part.attention, part.completion, part.mask, self.pixels[index])
+
+    def seeing(self, pixels: Tensor) -> PictureBatch:
+        """The same tokens beside other pictures."""
+        return PictureBatch(self.ids, self.attention, self.completion, self.mask, pixels)
+
+
+class Seen(list):
+    """Token ids of a prompt, with the picture it names."""
+
+    def __init__(self, ids: list[int], pixels: Tensor):
+        super().__init__(ids)
+        self.pixels = pixels
+
+
+@contextmanager
+def showing(module: nn.Module, pixels: Tensor) -> Iterator[None]:
+    """Within it, calls of `module` that read prompts (and not only go on from a cache) see these pictures."""
+
+    def show(_module, args, kwargs):
+        if kwargs.get("past_key_values") is None:
+            kwargs["pixel_values"] = to_values(pixels).to(module.device, module.dtype)
+        return args, kwargs
+
+    handle = module.register_forward_pre_hook(show, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def to_values(pixels: Tensor) -> Tensor:
+    """uint8 (N, height, width, 3) to what a vision tower reads: float32 in [-1, 1], (N, 3, height, width)."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def blank(prompt: str) -> np.ndarray:
+    """An even gray instead of any picture of world "shapes"."""
+    from alignkit.worlds.shapes import SIDE
+
+    return np.full((SIDE, SIDE, 3), GRAY, dtype=np.uint8)
+
+
+class PicturePolicy(Policy):
+    """A Llava model; `look` gives the picture a prompt names. The prompt's text itself is never shown to the model.
+
+    All prompts are the same tokens, <bos> and a place for each patch of the picture, so they have one length.
+    """
+
+    def __init__(self, model, tokenizer, name: str = "policy", look: Look | None = None):
+        super().__init__(model, tokenizer, name)
+        self.look = look or _world_picture
+        model.config.vocab_size = model.config.text_config.vocab_size  # where a text-only model has it
+        vision = model.config.vision_config
+        self.side, self.patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+
+    @property
+    def context(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def copy(self, name: str | None = None) -> PicturePolicy:
+        return PicturePolicy(copy.deepcopy(self.model), self.tokenizer, name or self.name, self.look)
+
+    def seeing(self, look: Look, name: str | None = None) -> PicturePolicy:
+        """The same model (not a copy), shown other pictures at the same prompts."""
+        return PicturePolicy(self.model, self.tokenizer, name or self.name, look)
+
+    def blind(self) -> PicturePolicy:
+        """The same model, always shown an even gray."""
+        return self.seeing(blank, f"{self.name}, blind")
+
+    # -- prompts to tokens and pixels ----------------------------------------------------------------------------
+
+    def pixels(self, prompt: str) -> Tensor:
+        """What the model sees at this prompt, uint8 (side, side, 3). AlignkitError if that is no such picture."""
+        if not isinstance(prompt, str):
+            raise AlignkitError(f"a picture is named by text, not by {type(prompt).__name__}: {prompt!r}")
+        seen = np.asarray(self.look(prompt))
+        if seen.shape != (self.side, self.side, 3) or seen.dtype != np.uint8:
+            raise AlignkitError(
+                f"the picture of {prompt!r} has shape {seen.shape} and type {seen.dtype}; {self.name!r} sees uint8 of "
+                f"shape ({self.side}, {self.side}, 3): resize it in `look`"
+            )
+        return torch.from_numpy(seen.copy())
+
+    def prompt_ids(self, prompt: str) -> Seen:
+        places = [self.model.config.image_token_id] * self.patches
+        return Seen([self.tokenizer.bos_token_id, *places], self.pixels(prompt))
+
+    def _pad(self, heads: list[Seen], tails: list[list[int]]) -> PictureBatch:
+        batch = super()._pad(heads, tails)
+        seen = [head.pixels for head in heads]
+        pixels = torch.stack(seen) if seen else torch.zeros((0, self.side, self.side, 3), dtype=torch.uint8)
+        return PictureBatch(batch.ids, batch.attention, batch.completion, batch.mask, pixels.to(self.device))
+
+    # -- scoring and sampling ------------------------------------------------------------------------------------
+
+    def completion_ids(self, completion: str, ended: bool = True) -> list[int]:
+        ids = super().completion_ids(completion, ended)
+        if self.model.config.image_token_id in ids:
+            raise AlignkitError(f"a completion can't hold the place of a picture: {completion!r}; take it out")
+        return ids
+
+    @contextmanager
+    def _reading(self, pixels: Tensor) -> Iterator[None]:
+        """Within it the model sees these pictures, and does not write the token that stands for a patch of one."""
+
+        def silence(_module, _args, output):
+            output.logits = output.logits.clone()
+            output.logits[..., self.model.config.image_token_id] = NEVER
+            return output
+
+        handle = self.model.register_forward_hook(silence)
+        try:
+            with showing(self.model, pixels):
+                yield
+        finally:
+            handle.remove()
+
+    def logits(self, batch: PictureBatch) -> Tensor:
+        with self._reading(batch.pixels):
+            return super().logits(batch)
+
+    def _sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
+        pixels = torch.stack([heads[i].pixels for i in owner.unique()])  # each distinct prompt is read once
+        with self._reading(pixels):
+            return super()._sample_rows(heads, owner, noise, temperature)
+
+
+def _world_picture(prompt: str) -> np.ndarray:
+    from alignkit import worlds
+
+    return worlds.load("shapes").picture(prompt)
+
+
+def load_picture_policy(name_or_path: str | Path, patient: int = 0, look: Look | None = None) -> PicturePolicy:
+    """A shipped policy ("shapes", with `patient` 0-4) or a local folder with a Llava model and its tokenizer.
+
+    `look` gives the picture that a prompt names (default: what world "shapes" draws); it is to have the size the
+    model's vision tower takes. Only safetensors are read, no code from a model is run, and no network is touched.
+    """
+    shipped = MODELS / f"{name_or_path}-{patient % 5}"
+    folder = shipped if (shipped / "config.json").is_file() else Path(name_or_path)
+    safe = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        if not folder.is_dir():
+            raise OSError("no such folder or shipped policy")
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            str(folder), use_safetensors=True, dtype=torch.float32, **safe
+        )
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AlignkitError(
+            f"could not load a policy that sees from {str(name_or_path)!r}: {why}. Give 'shapes', or a folder with a "
+            "Llava config.json, model.safetensors and a tokenizer"
+        ) from error
+    return PicturePolicy(model, tokenizer, folder.name, look)
+
+
+def with_images(data: Dataset, look: Look | None = None) -> Dataset:
+    """The data set with the column `images` that TRL reads for vision-language models: a list of pictures a row.
+
+    DataError if there is no column `prompt`.
+    """
+    if "prompt" not in data.column_names:
+        raise DataError(f"pictures are named by the column 'prompt'; found {data.column_names}")
+    look = look or _world_picture
+    pictures = [[PillowImage.fromarray(np.asarray(look(prompt)))] for prompt in data["prompt"]]
+    columns = {name: data[name][:] for name in data.column_names}
+    features = Features({**data.features, "images": List(Image())})
+    return Dataset.from_dict({**columns, "images": pictures}, features=features)
