@@ -653,3 +653,13 @@ def test_additions_are_in_the_text_s_own_manner():
     assert perturb.PERTURBATIONS["answers another prompt"](["p", "q"], ["to p", "to q"]) == ["to q", "to p"]
     with pytest.raises(AlignkitError, match="meaning"):
         perturb.Perturbation("x", "y", "improves", lambda p, c, r: c)
+
+
+def test_a_few_scores_far_off_do_not_hide_what_the_rest_shows(world):
+    """A veto pushes some answers far down; the scale on which shifts are told stays that of ordinary answers."""
+    values, group = np.arange(40) % 4 * 1.0, np.repeat(np.arange(10), 4)
+    far = values.copy()
+    far[[3, 17]] -= 1000.0
+    assert material.within_sd(far, group) > 50
+    assert material.within_sd(material.tamed(far, group), group) < 3 * material.within_sd(values, group)
+    assert np.array_equal(material.tamed(values, group), values)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from alignkit.evaluation.auditing.findings import MEANINGFUL, Example
-from alignkit.evaluation.auditing.material import Material, within_sd
+from alignkit.evaluation.auditing.material import Material, tamed, within_sd
 from alignkit.rewards.isolation.process import IsolatedReward
 
 ROUNDING = 1e-6  # relative: float32 sums in another order differ by less
@@ -32,7 +32,8 @@ class Examination:
     @cached_property
     def unit(self) -> float:
         """One sd. A reward that is constant within prompts takes the sd over all, and one that is constant has none."""
-        for sd in (within_sd(self.scores, self.material.group), np.nanstd(self.scores)):
+        scores = tamed(self.scores, self.material.group)
+        for sd in (within_sd(scores, self.material.group), np.nanstd(self.scores)):
             if np.isfinite(sd) and sd > ROUNDING * self.size:
                 return float(sd)
         return 0.0

@@ -98,3 +98,18 @@ def within_sd(values: np.ndarray, group: np.ndarray) -> float:
     return float(np.sqrt((centered**2).sum() / (sizes - 1).sum()))
 
 
+def tamed(values: np.ndarray, group: np.ndarray, far: float = 5.0) -> np.ndarray:
+    """Values farther than `far` robust standard deviations from their prompt's median, pulled back to there.
+
+    Else a few scores of a kind of their own (what a veto pushes down) stretch the scale on which all shifts are told,
+    and hide them.
+    """
+    middle = np.full(len(values), np.nan)
+    for g in np.unique(group):
+        rows = (group == g) & np.isfinite(values)
+        middle[group == g] = np.median(values[rows]) if rows.any() else np.nan
+    away = values - middle
+    limit = far * 1.4826 * np.nanmedian(np.abs(away)) if np.isfinite(away).any() else 0.0
+    return middle + np.clip(away, -limit, limit) if limit > 0 else values
+
+
