@@ -14,7 +14,7 @@ DIMENSIONS = {
     "granularity": taxonomy.Granularity,
 }
 VALUES = [(field, str(value)) for field, words in DIMENSIONS.items() for value in words if value != "none"]
-BASES = {"PairReward", "Reward", "RewardModel"}
+BASES = {"Objectives", "PairReward", "Reward", "RewardModel"}
 BESIDES = {"FunctionReward": "wraps any function", "RandomReward": "the null control"}
 
 
