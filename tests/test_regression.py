@@ -6,6 +6,7 @@ from conftest import finite_differences, mean_gold, weights_of
 
 from alignkit import optimize
 from alignkit.errors import AlignkitError
+from alignkit.optimize.fresh import train_on_fresh
 
 SMALL = dict(steps=12, prompts_per_step=8, group_size=4, learning_rate=1e-3, progress=False)
 
@@ -71,3 +72,20 @@ def test_bad_input_is_named(world, patient, wrong, message):
 def test_groups_of_one_are_refused():
     with pytest.raises(AlignkitError, match="at least 2"):
         optimize.regression_loss(*[torch.zeros(3, 1)] * 3, 0.2)
+
+
+def test_losses_on_fresh_samples_ask_in_turn_and_draw_anew_at_every_step(tiny):
+    seen = []
+
+    def loss_of(asked, seed):
+        seen.append((tuple(asked), seed))
+        return sum(p.sum() for p in tiny.model.parameters()) * 0.0, {}
+
+    prompts = [f"prompt {i}" for i in range(6)]
+    train_on_fresh(tiny, prompts, loss_of, steps=6, batch_size=4, learning_rate=1e-3, seed=1, progress=False)
+    asked = [prompt for some, _ in seen for prompt in some]
+    assert all(asked.count(prompt) == 4 for prompt in prompts)
+    assert len({seed for _, seed in seen}) == len(seen) == 6
+    first, seen = seen, []
+    train_on_fresh(tiny, prompts, loss_of, steps=6, batch_size=4, learning_rate=1e-3, seed=2, progress=False)
+    assert {seed for _, seed in first}.isdisjoint({seed for _, seed in seen})

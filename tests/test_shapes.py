@@ -256,6 +256,16 @@ def test_mdpo_loss_at_its_limits():
     assert (optimize.anchor_loss(won, ref_won, 0.3, delta=1.0) > optimize.anchor_loss(won, ref_won, 0.3)).all()
 
 
+def test_each_term_of_mdpo_pulls_the_chosen_caption_up():
+    """Alone: in the sum, DPO's slope could hide a term of the wrong sign."""
+    won, ref, unseen, ref_unseen = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    won.requires_grad_(), unseen.requires_grad_()
+    (up,) = torch.autograd.grad(optimize.anchor_loss(won, ref, 0.3).sum(), won)
+    assert (up < 0).all()
+    up, down = torch.autograd.grad(optimize.conditional_loss(won, ref, unseen, ref_unseen, 0.3).sum(), (won, unseen))
+    assert (up < 0).all() and (down > 0).all()
+
+
 def test_mdpo_loss_has_the_slope_it_should():
     parts = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for k in range(3):
