@@ -316,3 +316,14 @@ def test_bad_refreshing_is_refused(labels, patient):
         refresh(old, labels, labels, weight=-1)
     with pytest.raises(DataError, match="empty"):
         refresh(old, labels.select([]))
+
+
+def test_a_personal_reward_of_nobody_in_particular_is_the_average_over_its_shares(world, tiny):
+    reward = PersonalReward.new(tiny, seed=0, outputs=2)
+    reward.shares = np.array([0.9, 0.1])
+    prompts = world.prompts("seen")[:4]
+    answers = [world.ideal(prompt) for prompt in prompts]
+    one, other = (head(prompts, answers).scores for head in reward.heads())
+    assert not np.allclose(one, other)
+    assert np.allclose(reward(prompts, answers).scores, 0.9 * one + 0.1 * other)
+    assert np.allclose(reward.for_annotator(None)(prompts, answers).scores, reward(prompts, answers).scores)
