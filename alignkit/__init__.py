@@ -2,21 +2,19 @@
 
     from alignkit import Annotator, evaluation, feedback, load_policy, optimize, rewards, worlds
 
-Names are imported when first used, so that the command line starts at once.
+The rooms are ordinary packages; the three names below are looked up when first used (PEP 562), so that
+`import alignkit` and the command line don't wait for torch.
 """
 
 from importlib import import_module
 
-_ROOMS = ("worlds", "feedback", "rewards", "optimize", "evaluation", "claims", "catalog", "plots", "taxonomy")
-_NAMES = {"Annotator": "alignkit.feedback", "Policy": "alignkit.policy", "load_policy": "alignkit.policy"}
+_HOMES = {"Annotator": "alignkit.feedback", "Policy": "alignkit.policy", "load_policy": "alignkit.policy"}
 
-__all__ = [*_ROOMS, *_NAMES]  # noqa: PLE0604
+__all__ = ["Annotator", "Policy", "load_policy"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name in _ROOMS:
-        return import_module(f"alignkit.{name}")
-    if name in _NAMES:
-        return getattr(import_module(_NAMES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'alignkit' has no attribute {name!r}")

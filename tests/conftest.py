@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignkit import feedback, worlds
-from alignkit.build import make_policy
+from alignkit.lab.build import make_policy
 from alignkit.policy import load_policy
 
 torch.set_num_threads(1)

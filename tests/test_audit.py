@@ -11,13 +11,14 @@ import numpy as np
 import psutil
 import pytest
 
-from alignkit import cli, evaluation, rewards, worlds
+from alignkit import checkup, rewards, worlds
+from alignkit.checkup.auditing import findings as f
+from alignkit.checkup.auditing import material
+from alignkit.checkup.isolation.source import SequenceClassifier, open_reward, raw_scores
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation import perturb
-from alignkit.evaluation.auditing import findings as f
-from alignkit.evaluation.auditing import material
 from alignkit.files import ROOT
-from alignkit.rewards.isolation.source import SequenceClassifier, open_reward, raw_scores
+from alignkit.lab import cli
 
 WORLD = worlds.load("assistant")
 BASE = WORLD.gold
@@ -37,8 +38,8 @@ def small():
 @pytest.fixture
 def examine(small, monkeypatch):
     """Audit on the small material."""
-    monkeypatch.setattr("alignkit.evaluation.auditing.report.open_material", lambda *_: copy.copy(small))
-    return lambda reward, **options: evaluation.audit(reward, **{"time_limit": 30, **options})
+    monkeypatch.setattr("alignkit.checkup.auditing.report.open_material", lambda *_: copy.copy(small))
+    return lambda reward, **options: checkup.audit(reward, **{"time_limit": 30, **options})
 
 
 # --- planted faults: each is gold with one flaw, or a flaw alone
@@ -214,8 +215,8 @@ def audited(small):
     def audit(function):
         if function not in done:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("alignkit.evaluation.auditing.report.open_material", lambda *_: copy.copy(small))
-                done[function] = evaluation.audit(function, time_limit=60)
+                patch.setattr("alignkit.checkup.auditing.report.open_material", lambda *_: copy.copy(small))
+                done[function] = checkup.audit(function, time_limit=60)
         return done[function]
 
     return audit
@@ -253,14 +254,14 @@ def test_one_flaw_is_not_taken_for_many(audited, function, others):
 
 @pytest.mark.parametrize("seed", [0, 100])
 def test_nothing_is_found_in_gold(seed):
-    audit = evaluation.audit(rewards.GoldReward(WORLD), seed=seed)
+    audit = checkup.audit(rewards.GoldReward(WORLD), seed=seed)
     assert ids(audit, "serious", "warn", "info") == set()
     assert audit.exit_status == 0
     assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
 
 
 def test_gold_of_another_world_is_clean_too():
-    audit = evaluation.audit(rewards.GoldReward(worlds.load("arithmetic")), world="arithmetic")
+    audit = checkup.audit(rewards.GoldReward(worlds.load("arithmetic")), world="arithmetic")
     assert ids(audit, "serious") == set()
 
 
@@ -483,11 +484,11 @@ def test_pickled_weights_are_refused(tmp_path, tiny):
 def test_arguments_are_checked():
     for options in ({"time_limit": 0}, {"budget": -1}, {"seed": -1}, {"world": "mars"}, {"world": "bandit"}):
         with pytest.raises(AlignkitError):
-            evaluation.audit(constant, **options)
+            checkup.audit(constant, **options)
     with pytest.raises(DataError):
-        evaluation.audit(constant, data="no/such/pairs.jsonl")
+        checkup.audit(constant, data="no/such/pairs.jsonl")
     with pytest.raises(AlignkitError, match="must be callable"):
-        evaluation.audit(7)
+        checkup.audit(7)
 
 
 # --- on the user's own pairs
@@ -528,13 +529,13 @@ KNOWN = ("Switch it off first. Take out the screws. Clean every part. Look for w
 
 
 def test_own_pairs(own_pairs):
-    audit = evaluation.audit(length_alone, data=str(own_pairs))
+    audit = checkup.audit(length_alone, data=str(own_pairs))
     assert {"length.raised", "repetition.raised", "praise.raised", "injection.raised"} <= ids(audit, "serious")
     assert audit.report["material"] == {
         "source": str(own_pairs), "prompts": 48, "completions": 96, "pairs": 48, "gold": False,
     }  # fmt: skip
     assert audit.measured("accuracy")["better_side_by"] == "the labels of the pairs"
-    fair = ids(evaluation.audit(reads_the_pairs, data=str(own_pairs)))
+    fair = ids(checkup.audit(reads_the_pairs, data=str(own_pairs)))
     assert not fair & {"truncation.unnoticed", "nonsense.unnoticed", "nonsense.raised", "injection.raised",
                        "praise.raised", "off_topic.unnoticed", "accuracy.coin"}  # fmt: skip
 

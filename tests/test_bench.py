@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from typer.testing import CliRunner
 
-from alignkit import bench
-from alignkit.cli import app
 from alignkit.errors import AlignkitError
+from alignkit.lab.cli import app
+from tests import bench
 
 
 def a_row(**changes):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from alignkit import worlds
-from alignkit.build import build_models, build_patient, make_tokenizer, pretrain
 from alignkit.errors import AlignkitError
+from alignkit.lab.build import build_models, build_patient, make_tokenizer, pretrain
 from alignkit.policy import MODELS, load_policy
 
 
@@ -66,7 +66,7 @@ def test_pretraining_lowers_the_loss_and_depends_on_its_seed_only(world, tiny):
 
 
 def test_build_models_writes_a_folder_a_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr("alignkit.build.DOCUMENTS", 200)
+    monkeypatch.setattr("alignkit.lab.build.DOCUMENTS", 200)
     folders = build_models("assistant", seeds=(3, 4), out=tmp_path, steps=2)
     assert folders == [tmp_path / "assistant-3", tmp_path / "assistant-4"]
     assert [load_policy(f).name for f in folders] == ["assistant-3", "assistant-4"]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from alignkit import evaluation, rewards, runner
-from alignkit.build import make_policy
+from alignkit import checkup, rewards
+from alignkit.checkup.holdout import in_words
 from alignkit.errors import AlignkitError, DataError
-from alignkit.evaluation.holdout import in_words
+from alignkit.lab import sweep as runner
+from alignkit.lab.build import make_policy
 
 FILLER = "the a some of it and then one more thing about rivers stones maps boats wind rain".split()
 
@@ -99,13 +100,13 @@ def test_length_can_be_taken_out():
 
 
 def test_no_prompt_is_on_both_sides_of_the_split(planted):
-    rest, held = evaluation.split_by_prompt(planted, 0.25, seed=1)
+    rest, held = checkup.split_by_prompt(planted, 0.25, seed=1)
     assert not set(rest["prompt"]) & set(held["prompt"])
     assert len(rest) + len(held) == len(planted) and 0.2 < len(held) / len(planted) < 0.3
     with pytest.raises(AlignkitError, match="share"):
-        evaluation.split_by_prompt(planted, 1.0)
+        checkup.split_by_prompt(planted, 1.0)
     with pytest.raises(AlignkitError, match="1 prompts can't be split"):
-        evaluation.split_by_prompt(planted.select([0]), 0.5)
+        checkup.split_by_prompt(planted.select([0]), 0.5)
 
 
 def longer(prompts, completions):
@@ -113,7 +114,7 @@ def longer(prompts, completions):
 
 
 def test_held_out_knows_length_from_content(planted, word_list):
-    found = evaluation.held_out({"words": word_list, "longer": rewards.as_reward(longer)}, planted)
+    found = checkup.held_out({"words": word_list, "longer": rewards.as_reward(longer)}, planted)
     assert found.table.loc["words", "length out"]["value"] > 0.9
     assert found.table.loc["longer", "length out"]["value"] == 0.5  # nothing is left of it
     assert found.table.loc["words", "equal length"]["n"] == len(planted)
@@ -131,16 +132,16 @@ def test_choose_takes_the_simplest_that_is_not_clearly_beaten(planted, word_list
         return sum(map(ord, text)) % 97
 
     first = {"coin": rewards.as_reward(coin), "words": word_list}
-    assert evaluation.held_out(first, planted).choose()[0] == "words"
+    assert checkup.held_out(first, planted).choose()[0] == "words"
     twin = {"simple": word_list, "same": word_list}
-    assert evaluation.held_out(twin, planted).choose()[0] == "simple"
+    assert checkup.held_out(twin, planted).choose()[0] == "simple"
     with pytest.raises(AlignkitError, match="none of these rewards"):
-        evaluation.held_out({"coin": rewards.as_reward(coin)}, planted).choose()
+        checkup.held_out({"coin": rewards.as_reward(coin)}, planted).choose()
 
 
 def test_learning_curve_grows(planted):
-    rest, held = evaluation.split_by_prompt(planted, 0.4)
-    curve = evaluation.learning_curve(rewards.BagOfWords.fit, rest, held, [6, len(rest)])
+    rest, held = checkup.split_by_prompt(planted, 0.4)
+    curve = checkup.learning_curve(rewards.BagOfWords.fit, rest, held, [6, len(rest)])
     assert curve.accuracy.iloc[1] > curve.accuracy.iloc[0] - 0.05 and (curve.low <= curve.high).all()
 
 
@@ -151,22 +152,22 @@ def test_mend_drops_what_the_check_up_names(planted, tmp_path):
            {**rows[2], "rejected": rows[2]["chosen"]}]  # fmt: skip
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows + bad))
-    read = evaluation.read_pairs(path)
-    diagnosis = evaluation.diagnose(read)
-    mended, counts = evaluation.mend(read, diagnosis)
+    read = checkup.read_pairs(path)
+    diagnosis = checkup.diagnose(read)
+    mended, counts = checkup.mend(read, diagnosis)
     assert counts["exact_duplicates"] == 1 and counts["empty_side"] == 1 and counts["identical_sides"] == 1
     assert len(mended) == len(rows) - 1  # the first pair is contradicted, so it goes with its copies
     assert {"prompt", "chosen", "rejected", "row", "turns"} <= set(mended.column_names)
     with pytest.raises(DataError, match="no finding 'typos'"):
-        evaluation.mend(read, diagnosis, drop=["typos"])
+        checkup.mend(read, diagnosis, drop=["typos"])
 
 
 def test_fitting_leaves_out_what_does_not_fit(tiny, pairs):
     long = {**pairs[0], "chosen": "of course . " * 200}
     mixed = Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in (pairs[1], long)])
-    assert len(evaluation.fitting(mixed, tiny)) == 1
+    assert len(checkup.fitting(mixed, tiny)) == 1
     with pytest.raises(DataError, match="no pair fits"):
-        evaluation.fitting(mixed.select([1]), tiny)
+        checkup.fitting(mixed.select([1]), tiny)
 
 
 # --- the trial
@@ -177,7 +178,7 @@ def test_trial_measures_the_patient_as_zero_and_best_of_n_by_the_guide(tiny, wor
         return [float("of" in text.split()) for text in completions]
 
     guide = rewards.as_reward(says_of)
-    found = evaluation.trial(tiny, {"best of 8": 8, "a copy": tiny.copy()}, world.prompts()[:20], guide, guide, n=4,
+    found = checkup.trial(tiny, {"best of 8": 8, "a copy": tiny.copy()}, world.prompts()[:20], guide, guide, n=4,
                              max_new_tokens=12)  # fmt: skip
     table = found.table
     assert abs(table.loc["untreated", "guide (sd)"]) < 1e-9 and table.loc["untreated", "KL (nats)"] == 0
@@ -187,9 +188,9 @@ def test_trial_measures_the_patient_as_zero_and_best_of_n_by_the_guide(tiny, wor
     assert found.choose()[0] == "best of 8"
     assert found.choose(most_kl=0.1)[0] in ("untreated", "a copy")
     with pytest.raises(AlignkitError, match="at least 2 prompts"):
-        evaluation.trial(tiny, {}, ["one"], guide, guide)
+        checkup.trial(tiny, {}, ["one"], guide, guide)
     with pytest.raises(AlignkitError, match="best-of-n"):
-        evaluation.trial(tiny, {"none": 0}, world.prompts()[:2], guide, guide, n=1, max_new_tokens=4)
+        checkup.trial(tiny, {"none": 0}, world.prompts()[:2], guide, guide, n=1, max_new_tokens=4)
 
 
 # --- the report
@@ -198,7 +199,7 @@ SECRET = "my neighbour Ezekiel told me yesterday that he hid the spare key under
 
 
 def filed(**changes):
-    case = evaluation.Case("A case", {"pairs": 1234, **changes}, private=[SECRET])
+    case = checkup.Case("A case", {"pairs": 1234, **changes}, private=[SECRET])
     for phase in ("feedback", "reward", "optimization", "evaluation"):
         case.decide(phase, f"Question of {phase}?", f"decided {phase}", "because | of\nnumbers",
                     {"share": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}, "rows": 7})  # fmt: skip
@@ -229,11 +230,11 @@ def test_report_refuses_rows_of_the_data():
 
 def test_report_refuses_to_be_incomplete():
     with pytest.raises(AlignkitError, match="Prescription, Treatment, Follow-up"):
-        evaluation.Case("A case").decide("feedback", "?", "yes", "so", {"n": 1}).to_markdown()
+        checkup.Case("A case").decide("feedback", "?", "yes", "so", {"n": 1}).to_markdown()
     with pytest.raises(AlignkitError, match="no evidence"):
-        evaluation.Case("A case").decide("feedback", "?", "yes", "so", {})
+        checkup.Case("A case").decide("feedback", "?", "yes", "so", {})
     with pytest.raises(AlignkitError, match="phase must be one of"):
-        evaluation.Case("A case").decide("surgery", "?", "yes", "so", {"n": 1})
+        checkup.Case("A case").decide("surgery", "?", "yes", "so", {"n": 1})
     case = filed()
     case.risks.clear()
     with pytest.raises(AlignkitError, match="at least one risk"):
@@ -251,7 +252,7 @@ def test_numbers_in_words():
 
 def test_a_missing_data_set_gives_a_clear_error():
     with pytest.raises(DataError, match="no such file"):
-        evaluation.read_pairs("nowhere/pairs.jsonl")
+        checkup.read_pairs("nowhere/pairs.jsonl")
 
 
 def test_notebook_treats_a_backbone_of_ones_own(tmp_path, world, pairs):

@@ -375,9 +375,9 @@ def test_code_lines_keep_strings_and_drop_remarks():
 
 
 def test_views_and_packages_are_not_part_of_the_fingerprint():
-    import alignkit.build
-    import alignkit.cli
-    import alignkit.runner.worker
+    import alignkit.lab.build
+    import alignkit.lab.cli
+    import alignkit.lab.worker
     import alignkit.worlds.base  # noqa: F401
 
     modules = set(fingerprint.loaded_modules())
@@ -393,15 +393,15 @@ def test_a_notebook_depends_only_on_the_modules_it_uses():
         "from alignkit import claims, evaluation, plots\n"
         "from alignkit.claims import fingerprint\n"
         "print(*fingerprint.loaded_modules())\n"
-        "evaluation.diagnose\n"
+        "checkup.diagnose\n"
         "print(*fingerprint.loaded_modules())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = (set(line.split()) for line in done.stdout.splitlines())
     assert "alignkit.evaluation.core" in before
     assert not any(".diagnosis" in name for name in before)
-    assert "alignkit.evaluation.diagnosis.checks" in after
-    assert not {"alignkit.evaluation.diagnosis", "alignkit.evaluation", "alignkit.plots"} & after
+    assert "alignkit.checkup.diagnosis.checks" in after
+    assert not {"alignkit.checkup.diagnosis", "alignkit.evaluation", "alignkit.plots"} & after
 
 
 def test_world_versions_from_objects_and_texts():

@@ -8,9 +8,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from alignkit import claims, cli, runner
+from alignkit import claims
 from alignkit.errors import AlignkitError
-from alignkit.runner import Job
+from alignkit.lab import cli
+from alignkit.lab import sweep as runner
+from alignkit.lab.sweep import Job
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def alignkit(monkeypatch, capsys):
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    code = "import sys; sys.argv = ['alignkit', '--help']\nfrom alignkit.cli import main\ntry: main()\nfinally: "
+    code = "import sys; sys.argv = ['alignkit', '--help']\nfrom alignkit.lab.cli import main\ntry: main()\nfinally: "
     code += "print('HEAVY', sorted({'torch', 'pandas', 'scipy', 'nbformat', 'yaml'} & set(sys.modules)))"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -162,9 +164,9 @@ def test_diagnose(alignkit, monkeypatch, tmp_path):
         write = lambda path: path.write_text("<html>")  # noqa: E731
         return SimpleNamespace(summary=lambda: "12 pairs", to_json=lambda: '{"pairs": 12}', to_html=write)
 
-    module = ModuleType("alignkit.evaluation.diagnosis")
+    module = ModuleType("alignkit.checkup.diagnosis")
     module.diagnose = diagnose
-    monkeypatch.setitem(sys.modules, "alignkit.evaluation.diagnosis", module)
+    monkeypatch.setitem(sys.modules, "alignkit.checkup.diagnosis", module)
     assert alignkit("diagnose", "pairs.jsonl").out == "12 pairs\n"
     end = alignkit("diagnose", "pairs.jsonl", "--json", "--limit", 5, "--html", tmp_path / "report.html")
     assert json.loads(end.out) == {"pairs": 12} and (tmp_path / "report.html").exists()
@@ -175,8 +177,8 @@ def test_diagnose(alignkit, monkeypatch, tmp_path):
 
 def test_build_models(alignkit, monkeypatch):
     asked = {}
-    module = ModuleType("alignkit.build")
+    module = ModuleType("alignkit.lab.build")
     module.build_models = lambda **options: asked.update(options)
-    monkeypatch.setitem(sys.modules, "alignkit.build", module)
+    monkeypatch.setitem(sys.modules, "alignkit.lab.build", module)
     assert alignkit("build-models").status == 0
     assert asked == {"world": "assistant", "seeds": [0, 1, 2, 3, 4], "out": None}

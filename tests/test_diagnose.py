@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from alignkit.checkup.diagnosis import checks, statistics
+from alignkit.checkup.diagnosis.bias import chosen_was_first, log_odds_z
+from alignkit.checkup.diagnosis.labels import out_of_fold
+from alignkit.checkup.diagnosis.pairs import read_pairs
 from alignkit.errors import DataError
 from alignkit.evaluation import diagnose
-from alignkit.evaluation.diagnosis import checks, statistics
-from alignkit.evaluation.diagnosis.bias import chosen_was_first, log_odds_z
-from alignkit.evaluation.diagnosis.labels import out_of_fold
-from alignkit.evaluation.diagnosis.pairs import read_pairs
 
 VOCABULARY = np.array([f"word{i}" for i in range(400)])
 

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from alignkit import optimize, rewards
-from alignkit.build import make_policy
 from alignkit.errors import DataError, RewardError
+from alignkit.lab.build import make_policy
 from alignkit.optimize import token_rewards
 from alignkit.rewards import ImplicitReward, Judgement
 from alignkit.rewards.data import encode_pairs

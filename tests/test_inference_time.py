@@ -9,8 +9,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from alignkit import evaluation, rewards, worlds
-from alignkit.build import build_models
 from alignkit.errors import AlignkitError, ContextError
+from alignkit.lab.build import build_models
 from alignkit.optimize.context import InContext, kl_to, shuffled_answers
 from alignkit.optimize.decoding import FunctionGuide, Guided, ModelGuide, blockwise
 from alignkit.optimize.inference import best_of_n
@@ -250,8 +250,8 @@ def load_folder(k):
 
 
 def test_building_readers_is_reproducible(tmp_path, monkeypatch):
-    monkeypatch.setattr("alignkit.build.SEQUENCES", 20)
-    monkeypatch.setitem(__import__("alignkit.build").build.LONG, "batch_size", 2)
+    monkeypatch.setattr("alignkit.lab.build.SEQUENCES", 20)
+    monkeypatch.setitem(__import__("alignkit.lab.build").build.LONG, "batch_size", 2)
     one, two = (build_models("authors", seeds=(1,), out=tmp_path / name, steps=2)[0] for name in "ab")
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     built = load_policy(one)

@@ -6,9 +6,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from alignkit import claims, runner
+from alignkit import claims
 from alignkit.claims.table import MARKS
 from alignkit.files import NOTEBOOKS
+from alignkit.lab import sweep as runner
 
 PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 HEADINGS = ["The idea", "By hand", "Predict", "What this toy leaves out", "Further reading"]

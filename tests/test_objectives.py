@@ -8,8 +8,8 @@ from datasets import Dataset
 from scipy.optimize import minimize_scalar
 
 from alignkit import evaluation, optimize, rewards, worlds
-from alignkit.build import MIXED, build_patient, make_policy
 from alignkit.errors import AlignkitError, DataError, RewardError
+from alignkit.lab.build import MIXED, build_patient, make_policy
 from alignkit.optimize.conflict import reward_gradient
 from alignkit.policy import load_policy
 from alignkit.worlds.bandit import BanditWorld, expectation, kl, optimum
@@ -419,7 +419,7 @@ def test_the_patient_of_two_tasks_knows_the_words_of_both_and_answers_both():
 
 
 def test_the_patient_of_two_tasks_is_built_from_documents_of_both(monkeypatch):
-    monkeypatch.setattr("alignkit.build.DOCUMENTS", 40)
+    monkeypatch.setattr("alignkit.lab.build.DOCUMENTS", 40)
     one, again, other = (build_patient("multitask", seed=s, steps=1, progress=False) for s in (3, 3, 4))
     assert one.model.dtype == torch.float16
     assert torch.equal(weights_of(one), weights_of(again)) and not torch.equal(weights_of(one), weights_of(other))

@@ -7,9 +7,9 @@ import json
 import datasets
 import pytest
 
+from alignkit.checkup.diagnosis import sources
+from alignkit.checkup.diagnosis.pairs import read_pairs
 from alignkit.errors import DataError
-from alignkit.evaluation.diagnosis import sources
-from alignkit.evaluation.diagnosis.pairs import read_pairs
 
 ROWS = [{"prompt": f"Question {i}?", "chosen": f"Good answer {i}", "rejected": f"Bad answer {i}"} for i in range(6)]
 

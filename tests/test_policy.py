@@ -12,8 +12,8 @@ from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from alignkit import optimize, policy, rewards
-from alignkit.build import make_policy
 from alignkit.errors import AlignkitError, ContextError
+from alignkit.lab.build import make_policy
 from alignkit.policy import Policy, load_policy, shuffled_batches
 
 SHORT, LONG = "please explain iron ?", "i want to learn about the heart , where do i start ?"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignkit import worlds
-from alignkit.build import build_patient
+from alignkit.lab.build import build_patient
 from alignkit.optimize.context import InContext
 from alignkit.policy import load_policy
 from alignkit.worlds import authors

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import weights_of
 
-from alignkit.build import make_policy
 from alignkit.errors import AlignkitError, RewardError
+from alignkit.lab.build import make_policy
 from alignkit.optimize import (
     METHODS,
     AdaptiveKL,

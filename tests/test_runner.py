@@ -16,10 +16,11 @@ import pytest
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from alignkit import claims, runner
+from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.errors import AlignkitError
-from alignkit.runner import Job, clean, worker
+from alignkit.lab import sweep as runner
+from alignkit.lab.sweep import Job, clean, worker
 
 CLAIM = {
     "id": "gap",
@@ -95,7 +96,7 @@ def again(sweep, tmp_path, monkeypatch):
     def no_worker(*_):
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("alignkit.runner.sweep._Sweep._work", no_worker)
+    monkeypatch.setattr("alignkit.lab.sweep._Sweep._work", no_worker)
     return job
 
 
@@ -279,11 +280,11 @@ def test_a_full_disk_fails_one_job_and_not_the_others(again, tmp_path, monkeypat
     def full(path, text):
         raise AlignkitError(f"could not write {path}: No space left on device")
 
-    monkeypatch.setattr("alignkit.runner.sweep.write_atomic", full)
-    monkeypatch.setattr("alignkit.runner.sweep._Sweep._work", lambda *_: {"status": "done", "seconds": 1.0})
-    monkeypatch.setattr("alignkit.runner.sweep._goes_in_place", lambda profile, seed: seed == 0)
+    monkeypatch.setattr("alignkit.lab.sweep.write_atomic", full)
+    monkeypatch.setattr("alignkit.lab.sweep._Sweep._work", lambda *_: {"status": "done", "seconds": 1.0})
+    monkeypatch.setattr("alignkit.lab.sweep._goes_in_place", lambda profile, seed: seed == 0)
     monkeypatch.setattr(
-        "alignkit.runner.sweep.put_in_place",
+        "alignkit.lab.sweep.put_in_place",
         lambda job, _: full(job.notebook, "") if "01" in job.stem else None,
     )
     outcomes = runner.run([again.notebook, other], out=tmp_path / "runs", in_place=True)
@@ -294,7 +295,7 @@ def test_a_full_disk_fails_one_job_and_not_the_others(again, tmp_path, monkeypat
 def test_a_worker_that_dies_is_reported(again, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(
-        "alignkit.runner.sweep.command", lambda job: [sys.executable, "-c", "raise SystemExit('it broke')"]
+        "alignkit.lab.sweep.command", lambda job: [sys.executable, "-c", "raise SystemExit('it broke')"]
     )
     outcome = run_again(again, fresh=True)
     assert outcome.status == "failed" and outcome.message == "it broke"
@@ -329,7 +330,7 @@ def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch):
     slow = write_notebook(tmp_path / "02_slow.ipynb", "import time; time.sleep(100)")
     (tmp_path / "claims.yaml").write_text("[]")
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
-    command = [sys.executable, "-c", "from alignkit.cli import main; main()", "run", fast.name, slow.name]
+    command = [sys.executable, "-c", "from alignkit.lab.cli import main; main()", "run", fast.name, slow.name]
     # a suite started in the background ignores Ctrl-C, and so would what it starts
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)

@@ -1,33 +1,71 @@
-"""Follow-up: charts, the measurement core, and the check-up of a preference data set.
+"""Follow-up: charts, the measurement core, comparisons. One way to measure each thing."""
 
-Names are imported when first used: a notebook depends only on the code that it runs.
-"""
+from alignkit.evaluation.benchmark import (
+    Assessment,
+    assess,
+    build_benchmark,
+    order_flips,
+    rewritten,
+    ties_score,
+    variance_share,
+)
+from alignkit.evaluation.chart import Chart, chart, measure
+from alignkit.evaluation.core import (
+    MIN_ESS,
+    Frontier,
+    best_of_n_curve,
+    best_of_n_kl,
+    best_of_n_weights,
+    beta_for_kl,
+    frontier,
+    kl_bound,
+    kl_of_best_of_n,
+    sequence_kl,
+)
+from alignkit.evaluation.drift import Watch, agreements, peek, usual_rate, watch
+from alignkit.evaluation.pareto import hypervolume, non_dominated, tilted, tilted_front
+from alignkit.evaluation.perturb import PERTURBATIONS, Perturbation
+from alignkit.evaluation.scaling import Fit, bootstrap_fit, compare_forms, fit_form, highest, safe_kl
+from alignkit.evaluation.side_by_side import BUDGETS, side_by_side
 
-import lazy_loader
-
-from alignkit.evaluation.chart import chart  # noqa: F401 (named like its module, which would hide it)
-from alignkit.evaluation.side_by_side import side_by_side  # noqa: F401 (named like its module, which would hide it)
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "auditing": ["Audit", "audit"],
-        "benchmark": [
-            "Assessment", "assess", "build_benchmark", "order_flips", "rewritten", "ties_score", "variance_share",
-        ],
-        "case": ["Case"],
-        "chart": ["Chart", "chart", "measure"],
-        "core": [
-            "Frontier", "MIN_ESS", "best_of_n_curve", "best_of_n_kl", "best_of_n_weights", "beta_for_kl",
-            "frontier", "kl_bound", "kl_of_best_of_n", "sequence_kl",
-        ],
-        "diagnosis": ["diagnose", "read_pairs"],
-        "drift": ["Watch", "agreements", "peek", "usual_rate", "watch"],
-        "holdout": ["HeldOut", "fitting", "held_out", "in_words", "learning_curve", "mend", "split_by_prompt"],
-        "pareto": ["hypervolume", "non_dominated", "tilted", "tilted_front"],
-        "perturb": ["PERTURBATIONS", "Perturbation"],
-        "scaling": ["Fit", "bootstrap_fit", "compare_forms", "fit_form", "highest", "safe_kl"],
-        "side_by_side": ["BUDGETS", "side_by_side"],
-        "trials": ["Trial", "trial"],
-    },
-)  # fmt: skip
+__all__ = [
+    "Assessment",
+    "BUDGETS",
+    "Chart",
+    "Fit",
+    "Frontier",
+    "MIN_ESS",
+    "PERTURBATIONS",
+    "Perturbation",
+    "Watch",
+    "agreements",
+    "assess",
+    "best_of_n_curve",
+    "best_of_n_kl",
+    "best_of_n_weights",
+    "beta_for_kl",
+    "bootstrap_fit",
+    "build_benchmark",
+    "chart",
+    "compare_forms",
+    "fit_form",
+    "frontier",
+    "highest",
+    "hypervolume",
+    "kl_bound",
+    "kl_of_best_of_n",
+    "measure",
+    "non_dominated",
+    "order_flips",
+    "peek",
+    "rewritten",
+    "safe_kl",
+    "sequence_kl",
+    "side_by_side",
+    "ties_score",
+    "tilted",
+    "tilted_front",
+    "usual_rate",
+    "variance_share",
+    "watch",
+]

@@ -1,0 +1,24 @@
+"""Check-ups that look across the rooms: of preference data, of a reward, of a whole case. Nothing imports this one."""
+
+from alignkit.checkup.auditing import Audit, audit
+from alignkit.checkup.case import Case
+from alignkit.checkup.diagnosis import diagnose, read_pairs
+from alignkit.checkup.holdout import HeldOut, fitting, held_out, in_words, learning_curve, mend, split_by_prompt
+from alignkit.checkup.trials import Trial, trial
+
+__all__ = [
+    "Audit",
+    "Case",
+    "HeldOut",
+    "Trial",
+    "audit",
+    "diagnose",
+    "fitting",
+    "held_out",
+    "in_words",
+    "learning_curve",
+    "mend",
+    "read_pairs",
+    "split_by_prompt",
+    "trial",
+]

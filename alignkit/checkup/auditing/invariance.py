@@ -1,0 +1,150 @@
+"""What a score must not depend on: the call, the other texts of the batch, the place in it. And what a score costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from alignkit.checkup.auditing import findings as f
+from alignkit.checkup.auditing.examination import ROUNDING, Examination
+from alignkit.checkup.auditing.findings import Finding
+
+ROWS = 16  # texts for these checks
+PLACES = 8  # places of the batch a text is moved through
+
+
+def _rows(exam: Examination, n: int = ROWS) -> np.ndarray:
+    """Finite rows of different prompts first, spread over lengths."""
+    material = exam.material
+    good = np.flatnonzero(np.isfinite(exam.scores))
+    _, place = np.unique(material.group[good], return_index=True)
+    order = np.concatenate([good[np.sort(place)], np.delete(good, place)])[: 4 * n]
+    order = order[np.argsort([len(material.completions[i]) for i in order], kind="stable")]
+    return order[np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)] if len(order) else order
+
+
+def check_determinism(exam: Examination) -> Iterator[Finding | dict]:
+    """The same texts three times; sets `exam.noise`."""
+    prompts, completions = exam.texts(_rows(exam))
+    calls = np.stack([exam.reward.scores(prompts, completions, whole=True) for _ in range(3)])
+    noise = float(np.sqrt(np.nanmean(np.nanvar(calls, axis=0, ddof=1)))) if np.isfinite(calls).any() else 0.0
+    if noise > ROUNDING * exam.size:
+        exam.noise = noise
+    yield {"noise_sd": round(float(exam.in_sd(noise)), 6), "texts": len(prompts)}
+    if exam.noise:
+        spread = np.nanmax(calls, axis=0) - np.nanmin(calls, axis=0)
+        row = int(np.nanargmax(spread))
+        yield Finding(
+            "determinism.noise",
+            f.SERIOUS if exam.in_sd(noise) > f.NOISE_STRONG or not exam.unit else f.WARN,
+            f"The same texts score differently from call to call: by {exam.told(noise)} (one sd of the noise).",
+            "Fix the seed inside the reward, switch dropout off (model.eval()), or average several calls; a noisy "
+            "reward teaches more slowly and can't be reproduced.",
+            {"noise_sd": round(float(exam.in_sd(noise)), 4), "n": len(prompts)},
+            exam.example(prompts[row], completions[row], completions[row], score_before=np.nanmin(calls[:, row]),
+                          score_after=np.nanmax(calls[:, row])),
+        )  # fmt: skip
+
+
+def check_batch(exam: Examination) -> Iterator[Finding | dict]:
+    """Alone, in a batch, in a shuffled batch, and beside a text that is much longer (padding)."""
+    rows = _rows(exam)
+    prompts, completions = exam.texts(rows)
+    n = len(rows)
+    ask = exam.reward.scores
+    together = ask(prompts, completions, whole=True)
+    order = np.random.default_rng([exam.seed, 72]).permutation(n)
+    shuffled = np.empty(n)
+    shuffled[order] = ask([prompts[i] for i in order], [completions[i] for i in order], whole=True)
+    longest = max(completions, key=len)
+    settings = {
+        "alone": np.concatenate([ask([p], [c], whole=True) for p, c in zip(prompts, completions, strict=True)]),
+        "in another order": shuffled,
+        "beside a longer text": ask([*prompts, prompts[0]], [*completions, f"{longest} {longest}"], whole=True)[:n],
+    }
+    gaps = {name: np.abs(scores - together) for name, scores in settings.items()}
+    worst = {name: float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0 for name, gap in gaps.items()}
+    yield {**{name: round(float(exam.in_sd(gap)), 6) for name, gap in worst.items()}, "texts": n}
+    name = max(worst, key=worst.get)
+    if worst[name] <= max(f.BATCH * exam.unit, 6 * exam.noise, ROUNDING * exam.size):
+        return
+    exam.by_batch = True
+    row = int(np.nanargmax(gaps[name]))
+    yield Finding(
+        "batch.depends",
+        f.SERIOUS if exam.in_sd(worst[name]) > f.BATCH_STRONG or not exam.unit else f.WARN,
+        f"A score depends on what else is in the batch: {name}, one text moves by {exam.told(worst[name])} "
+        f"(alone {exam.told(worst['alone'])}, in another order {exam.told(worst['in another order'])}, beside a longer "
+        f"text {exam.told(worst['beside a longer text'])}).",
+        "Score each text for itself: no normalizing over the batch, the right padding side, attention masks and "
+        "position ids. If the reward ranks answers against each other on purpose, always hand it whole groups.",
+        {"largest_shift": round(float(exam.in_sd(worst[name])), 4), "setting": name, "n": n},
+        exam.example(prompts[row], completions[row], completions[row], score_before=together[row],
+                      score_after=settings[name][row]),
+    )  # fmt: skip
+
+
+def check_position(exam: Examination) -> Iterator[Finding | dict]:
+    """Each text in each place: of a batch of different prompts, and among the answers to one prompt."""
+    effects = {}
+    rows = _rows(exam, PLACES)
+    effects["the batch"] = _place_effects(exam, rows[None, :])
+    group = exam.material.group
+    sizes = np.bincount(group)
+    k = int(min(4, sizes.max()))
+    if k > 1:
+        chosen = np.flatnonzero(sizes >= k)[:4]
+        effects["the prompt's answers"] = _place_effects(
+            exam, np.stack([np.flatnonzero(group == g)[:k] for g in chosen])
+        )
+    largest = {where: np.nanmax(np.abs(effect)) for where, effect in effects.items() if np.isfinite(effect).any()}
+    yield {where: [round(float(x), 6) if np.isfinite(x) else None for x in exam.in_sd(effect)]
+           for where, effect in effects.items()}  # fmt: skip
+    if not largest:
+        return
+    where = max(largest, key=largest.get)
+    limit = 6 * exam.noise / np.sqrt(len(effects[where]))
+    if largest[where] <= max(f.BATCH * exam.unit, limit, ROUNDING * exam.size):
+        return
+    effect = effects[where]
+    place = int(np.nanargmax(effect))
+    yield Finding(
+        "position.favored",
+        f.SERIOUS if exam.in_sd(largest[where]) > f.BATCH_STRONG or not exam.unit else f.WARN,
+        f"Place matters: the same texts score {exam.told(float(effect[place]))} relative to their own mean when they "
+        f"stand at place {place + 1} of {len(effect)} in {where}.",
+        "Score each text for itself; a judge that reads several answers should read them in both orders, and the two "
+        "readings be averaged.",
+        {"effect_by_place": [round(float(x), 4) for x in exam.in_sd(effect)], "where": where},
+    )
+
+
+def _place_effects(exam: Examination, blocks: np.ndarray) -> np.ndarray:
+    """Mean score of a text at each place of its block minus its mean over places; all blocks are one batch."""
+    width = blocks.shape[1]
+    seen = np.full((blocks.size, width), np.nan)
+    for turn in range(width):
+        turned = np.roll(blocks, turn, axis=1)
+        scores = exam.reward.scores(*exam.texts(turned.ravel()), whole=True).reshape(blocks.shape)
+        for place in range(width):  # which text stands there in this turn
+            item = (place - turn) % width
+            seen[np.arange(len(blocks)) * width + item, place] = scores[:, place]
+    return np.nanmean(seen - np.nanmean(seen, axis=1, keepdims=True), axis=0)
+
+
+def check_speed(exam: Examination) -> Iterator[Finding | dict]:
+    """Seconds per completion over the calls so far."""
+    spent = exam.reward.spent
+    rate = spent.seconds / max(1, spent.completions)
+    yield {"seconds_per_completion": round(rate, 6), "budget": exam.budget, "completions": spent.completions,
+           "load_seconds": round(spent.load_seconds, 2)}  # fmt: skip
+    if rate > exam.budget:
+        yield Finding(
+            "speed.slow",
+            f.SERIOUS if rate > f.FAR_OVER_BUDGET * exam.budget else f.WARN,
+            f"{rate:.3g} s per completion; the budget is {exam.budget:g} s: an update on 256 completions waits "
+            f"{256 * rate:.0f} s for its reward.",
+            "Score in larger batches, cache scores of repeated texts, take a smaller model, or allow more (--budget).",
+            {"seconds_per_completion": round(rate, 6), "n": spent.completions},
+        )

@@ -1,0 +1,269 @@
+"""Is the reward right, how are its scores spread, and what does a search for high scores bring up?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.stats import rankdata
+
+from alignkit.checkup.auditing import findings as f
+from alignkit.checkup.auditing.examination import Examination
+from alignkit.checkup.auditing.findings import Finding
+from alignkit.checkup.auditing.material import within_sd
+from alignkit.checkup.auditing.sensitivity import Trial
+from alignkit.evaluation.perturb import KEEPS, Swap
+from alignkit.intervals import Estimate, as_percent, clear_of, cluster_bootstrap, generator
+from alignkit.rewards.bradley_terry import calibration_error
+
+FEWEST_PAIRS = 30
+SEARCHES = (1, 4, 16)  # answers a search chooses from
+
+
+def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
+    """How often the better side scores higher (ties count one half), and whether gaps can be read as log-odds."""
+    chosen, rejected = exam.material.chosen, exam.material.rejected
+    gap = exam.scores[chosen] - exam.scores[rejected]
+    ok = np.isfinite(gap)
+    gap, groups = gap[ok], exam.material.group[chosen][ok]
+    tied = np.abs(gap) <= 1e-9 * exam.size
+    right = np.where(tied, 0.5, gap > 0)
+    accuracy = cluster_bootstrap(right, groups, generator(exam.seed, "accuracy"), share=True)
+    confidence = 1 / (1 + np.exp(-np.minimum(np.abs(gap), 50)))
+    over = float(confidence.mean() - right.mean()) if len(gap) else None
+    yield {
+        "accuracy": accuracy,
+        "ties": round(float(tied.mean()), 6) if len(gap) else None,
+        "calibration_error": round(calibration_error(gap), 6) if len(gap) else None,
+        "overconfidence": None if over is None else round(over, 6),
+        "better_side_by": "the labels of the pairs" if exam.material.world is None else "gold",
+    }
+    if len(gap) < FEWEST_PAIRS:
+        return
+    shown = f"{as_percent(accuracy)} of {len(gap)} pairs"
+    example = _wrong_pair(exam, chosen[ok], rejected[ok], gap)
+    if not clear_of(accuracy, f.COIN) or accuracy["value"] < f.COIN:
+        backwards = clear_of(accuracy, f.COIN)
+        yield Finding(
+            "accuracy.backwards" if backwards else "accuracy.coin",
+            f.SERIOUS,
+            f"The reward {'prefers the worse side' if backwards else 'is no better than a coin'}: right on {shown}.",
+            "Check the sign, the order of arguments and the template; then the data it was fit to."
+            if backwards else "Check that it reads the completion at all and was trained on such texts.",
+            accuracy,
+            example,
+        )  # fmt: skip
+    elif accuracy["value"] < f.WEAK:
+        yield Finding(
+            "accuracy.weak", f.WARN, f"The reward is barely better than a coin: right on {shown}.",
+            "Treat gains in this reward with suspicion; collect more pairs, or compare with the check-up of the data "
+            "(alignkit diagnose): how far can labels be predicted at all?", accuracy, example,
+        )  # fmt: skip
+    if over > f.OVERCONFIDENT:
+        yield Finding(
+            "accuracy.overconfident", f.INFO,
+            f"Read as log-odds, gaps promise {100 * confidence.mean():.0f}% and keep {100 * right.mean():.0f}%.",
+            "If gaps are used as probabilities or margins, divide them by a fitted temperature "
+            "(rewards.fit_temperature); orders are not affected.", {"overconfidence": round(over, 4), "n": len(gap)},
+        )  # fmt: skip
+
+
+def _wrong_pair(exam: Examination, chosen: np.ndarray, rejected: np.ndarray, gap: np.ndarray):
+    worst = int(np.argmin(gap))
+    one, other = chosen[worst], rejected[worst]
+    gold = [None, None] if exam.gold is None else [exam.gold[one], exam.gold[other]]
+    return exam.example(
+        exam.material.prompts[one], exam.material.completions[one], exam.material.completions[other],
+        score_before=exam.scores[one], score_after=exam.scores[other], gold_before=gold[0], gold_after=gold[1],
+    )  # fmt: skip
+
+
+def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
+    """Spread of ordinary scores: constant, tied within prompts, all between prompts, or ruled by outliers?"""
+    scores, group = exam.scores[np.isfinite(exam.scores)], exam.material.group[np.isfinite(exam.scores)]
+    if not len(scores):
+        return
+    within = within_sd(scores, group)
+    total = float(np.var(scores))
+    tied = [np.ptp(scores[group == g]) <= 1e-9 * exam.size for g in np.unique(group) if (group == g).sum() > 1]
+    share = _share(exam, tied, "tied")
+    quantiles = np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    robust = 1.4826 * float(np.median(np.abs(scores - quantiles[3])))
+    farthest = float(np.abs(scores - quantiles[3]).max() / robust) if robust > 0 else None
+    part = float(min(1.0, within**2 / total)) if total > 0 and np.isfinite(within) else None
+    yield {
+        "mean": _rounded(scores.mean()), "sd": _rounded(scores.std()), "sd_within_prompts": _rounded(within),
+        "quantiles": {name: _rounded(q) for name, q in zip(("min", "5%", "25%", "50%", "75%", "95%", "max"), quantiles,
+                                                           strict=True)},
+        "share_of_variance_within_prompts": _rounded(part), "prompts_all_tied": share,
+        "farthest_in_robust_sd": _rounded(farthest), "values": len(np.unique(scores)), "n": len(scores),
+    }  # fmt: skip
+    if not exam.unit:
+        yield Finding(
+            "distribution.constant", f.SERIOUS, f"All {len(scores)} ordinary answers score {scores[0]:.4g}.",
+            "Nothing can be learned from a constant; check that the reward reads the completion, and in which form.",
+            {"n": len(scores)},
+        )  # fmt: skip
+        return
+    if (share["low"] or 0) > f.TIED:
+        yield Finding(
+            "distribution.tied", f.WARN, f"For {as_percent(share)} of prompts all answers score the same.",
+            "Group advantages (GRPO, RLOO) are zero there: sample more answers, drop such prompts, or grade finely.",
+            share,
+        )  # fmt: skip
+    if part is not None and part < f.LITTLE_WITHIN:
+        yield Finding(
+            "distribution.between", f.WARN,
+            f"Only {100 * part:.1f}% of the score's variance lies between answers to one prompt.",
+            "The rest is the prompt's, and teaches nothing: subtract each prompt's mean before normalizing a batch.",
+            {"share_within": round(part, 4), "n": len(scores)},
+        )  # fmt: skip
+    if farthest is not None and farthest > f.OUTLIER:
+        row = int(np.nanargmax(np.abs(exam.scores - quantiles[3])))
+        text = exam.material.completions[row]
+        yield Finding(
+            "distribution.outlier", f.WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
+            "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
+            {"robust_sd": round(farthest, 2), "n": len(scores)},
+            exam.example(exam.material.prompts[row], text, text, score_before=exam.scores[row]),
+        )  # fmt: skip
+
+
+def _share(exam: Examination, hits: list[bool], name: str) -> Estimate:
+    """Share of prompts, each counted once."""
+    return cluster_bootstrap(np.array(hits, dtype=float), np.arange(len(hits)), generator(exam.seed, name), share=True)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+
+
+def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
+    """Rank correlation of score and length among ordinary answers to one prompt, beside gold's own."""
+    words = np.array([len(text.split()) for text in exam.material.completions], dtype=float)
+    tie = _rank_correlation(words, exam.scores, exam)
+    own = 0.0 if exam.gold is None else _rank_correlation(words, exam.gold, exam)["value"] or 0.0
+    yield {"correlation": tie, "gold_correlation": None if exam.gold is None else own}
+    if tie["value"] is None or exam.material.group.max() < 7:
+        return
+    excess = tie["value"] - own
+    sure = min(abs(tie["low"] - own), abs(tie["high"] - own)) if clear_of(tie, own) else 0.0
+    if sure > f.LENGTH_TIE:
+        beside = "" if exam.gold is None else f" (gold's: {own:+.2f})"
+        yield Finding(
+            "length_tie.correlated", f.SERIOUS if sure > f.LENGTH_TIE_STRONG else f.WARN,
+            f"Among answers to one prompt {'longer' if excess > 0 else 'shorter'} ones score higher: rank correlation "
+            f"{tie['value']:+.2f} [{tie['low']:+.2f}, {tie['high']:+.2f}]{beside}.",
+            "Control for length: report accuracy on pairs of about equal length, and watch the length of outputs.", tie,
+        )  # fmt: skip
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray, exam: Examination) -> Estimate:
+    """Spearman's correlation within prompts, all prompts pooled; interval by a bootstrap of prompts."""
+    products = []
+    for g in np.unique(exam.material.group):
+        rows = np.flatnonzero((exam.material.group == g) & np.isfinite(y))
+        if len(rows) > 1:
+            a, b = (rankdata(v[rows]) - (len(rows) + 1) / 2 for v in (x, y))
+            products.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+    if not products:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    table = np.array(products)
+    rng = generator(exam.seed, "length tie")
+
+    def value(rows) -> float:
+        ab, aa, bb = table[rows].sum(axis=0)
+        return ab / np.sqrt(aa * bb) if aa * bb > 0 else np.nan
+
+    everything = value(np.arange(len(table)))
+    if not np.isfinite(everything):
+        return {"value": None, "low": None, "high": None, "n": len(table)}
+    draws = [value(rng.integers(0, len(table), len(table))) for _ in range(500)]
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return {"value": round(float(everything), 6), "low": round(float(low), 6), "high": round(float(high), 6),
+            "n": len(table)}  # fmt: skip
+
+
+def check_search(exam: Examination) -> Iterator[Finding | dict]:
+    """Best-of-n by the reward over a policy's samples: does gold follow? Needs a world."""
+    if exam.gold is None:
+        return
+    group, per = exam.material.group, np.bincount(exam.material.group).min()
+    scores = np.where(np.isfinite(exam.scores), exam.scores, -np.inf)
+    rows = [np.flatnonzero(group == g) for g in np.unique(group)]
+    gains: dict[int, np.ndarray] = {}
+    for n in [n for n in SEARCHES if n <= per]:
+        picked = []
+        for own in rows:
+            parts = own[: per - per % n].reshape(-1, n)  # disjoint searches
+            best = parts[np.arange(len(parts)), scores[parts].argmax(axis=1)]
+            picked.append(exam.gold[best].mean() - exam.gold[own].mean())
+        gains[n] = np.array(picked) / exam.gold_unit
+    possible = np.array([exam.gold[own].max() - exam.gold[own].mean() for own in rows]) / exam.gold_unit
+    told = {n: cluster_bootstrap(gain, np.arange(len(gain)), generator(exam.seed, f"best of {n}"))
+            for n, gain in gains.items() if n > 1}  # fmt: skip
+    yield {f"gold_gain_sd_best_of_{n}": value for n, value in told.items()}
+    yield {"possible_sd": _rounded(possible.mean())}
+    if not told:
+        return
+    few, many = min(told), max(told)
+    if told[many]["high"] is not None and told[many]["high"] < 0:
+        yield Finding(
+            "search.harmful", f.SERIOUS, f"Choosing the best of {many} by this reward lowers gold: "
+            f"{told[many]['value']:+.2f} sd [{told[many]['low']:+.2f}, {told[many]['high']:+.2f}].",
+            "Do not optimize it: it points away from what is wanted.", told[many],
+        )  # fmt: skip
+        return
+    if few == many:
+        return
+    loss = cluster_bootstrap(gains[many] - gains[few], np.arange(len(rows)), generator(exam.seed, "over"))
+    if loss["high"] is not None and loss["high"] < -f.SEARCH_HURTS:
+        yield Finding(
+            "search.over_optimized", f.WARN, f"Gold falls as the search goes on: best of {many} has "
+            f"{loss['value']:+.2f} sd [{loss['low']:+.2f}, {loss['high']:+.2f}] against best of {few}.",
+            f"Search no further than best of {few}, or bound the policy by a KL term.", loss,
+        )  # fmt: skip
+
+
+def check_nonsense_wins(exam: Examination, trials: list[Trial]) -> Iterator[Finding | dict]:
+    """Among a prompt's ordinary answers and their damaged versions: does a damaged one score highest?
+
+    With gold, only if it also is worth less than the ordinary answer that would have been chosen.
+    """
+    damaged = [t for t in trials if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
+    group, wins, cases = exam.material.group, [], []
+    prompts = np.unique(group[exam.perturbed_rows])
+    for g in prompts:
+        rows = np.flatnonzero((group == g) & np.isfinite(exam.scores))
+        if not len(rows):
+            continue
+        best = rows[int(np.argmax(exam.scores[rows]))]
+        rivals = [(t.scores[i], t, i) for t in damaged for i in np.flatnonzero(group[t.rows] == g)
+                  if np.isfinite(t.scores[i])]  # fmt: skip
+        if exam.gold is not None:  # what is as good as the best may win
+            rivals = [r for r in rivals if exam.gold[r[1].rows[r[2]]] + r[1].gold_shift[r[2]] < exam.gold[best] - 1e-9]
+        top = max(rivals, key=lambda rival: rival[0], default=None)
+        won = top is not None and top[0] > exam.scores[best] + exam.least
+        wins.append(won)
+        if won:
+            cases.append((top[0] - exam.scores[best], best, top))
+    share = _share(exam, wins, "wins")
+    yield {"prompts_won_by_damaged_text": share}
+    if (share["low"] or 0) <= f.NONSENSE_WINS or len(wins) < 8:
+        return
+    names = [case[2][1].entry.name for case in cases]
+    common = sorted(set(names), key=lambda name: (-names.count(name), name))[:4]
+    _, best, (score, trial, i) = max(cases, key=lambda case: case[0])
+    gold = None if exam.gold is None else exam.gold[best]
+    gold_after = None if gold is None else exam.gold[trial.rows[i]] + trial.gold_shift[i]
+    yield Finding(
+        "best_of_n.nonsense",
+        f.SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else f.WARN,
+        f"A damaged text beats every ordinary answer for {as_percent(share)} of prompts; most often: "
+        f"{', '.join(common)}.",
+        "A search will find these: add them to the rejected side, combine the reward with rules that forbid them, and "
+        "keep best-of-n small.",
+        share,
+        exam.example(exam.material.prompts[best], exam.material.completions[best], trial.after[i],
+                     score_before=exam.scores[best], score_after=score, gold_before=gold, gold_after=gold_after),
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""A preference data set as a case: which rows to mend, which to hold out, and which reward the rest speaks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from alignkit.checkup.diagnosis.labels import about_equal_length
+from alignkit.checkup.diagnosis.pairs import ANSWER_MARK, PairSet
+from alignkit.checkup.diagnosis.report import Diagnosis
+from alignkit.errors import AlignkitError, DataError
+from alignkit.intervals import Estimate, clear_of, cluster_bootstrap, generator
+from alignkit.policy import Policy
+from alignkit.rewards.base import Reward
+from alignkit.rewards.bradley_terry import calibration_error, score_pairs
+
+#: Findings whose rows teach no preference, or one that another row takes back. Near copies stay: they are real answers.
+UNUSABLE = ("exact_duplicates", "identical_sides", "empty_side", "contradictory", "not_shared_prompt")
+FEWEST = 20  # pairs below which no accuracy is given
+
+
+def mend(pairs: PairSet, diagnosis: Diagnosis, drop: Sequence[str] = UNUSABLE) -> tuple[Dataset, dict[str, int]]:
+    """The pairs without the rows that the check-up found unusable, and how many rows each finding names.
+
+    Columns `prompt/chosen/rejected`, `row` (text) and `turns`. A prompt cut from a transcript gets its closing
+    "Assistant:" back, so that a policy can go on from there. DataError if nothing would be left.
+    """
+    unknown = [name for name in drop if name not in diagnosis.rows]
+    if unknown:
+        raise DataError(f"mend: no finding {unknown[0]!r}; the check-up has {', '.join(sorted(diagnosis.rows))}")
+    bad = {row for name in drop for row in diagnosis.rows[name]}
+    kept = pairs.frame[~pairs.frame["row"].isin(bad)]
+    if not len(kept):
+        raise DataError(f"mend: the check-up finds all {len(pairs)} rows of {pairs.source} unusable; see its report")
+    cut = kept["layout"].eq("dialogue")
+    prompts = kept["prompt"].where(~cut, kept["prompt"] + ANSWER_MARK)
+    columns = {"prompt": prompts.tolist(), **{name: kept[name].tolist() for name in ("chosen", "rejected", "turns")}}
+    return Dataset.from_dict({**columns, "row": [str(row) for row in kept["row"]]}), {
+        name: len(diagnosis.rows[name]) for name in drop
+    }
+
+
+def fitting(pairs: Dataset, policy: Policy, answer: int = 0) -> Dataset:
+    """The pairs that fit into the policy's context on both sides, with room for `answer` tokens after the prompt."""
+    rows = []
+    for i, row in enumerate(pairs):
+        longest = max(len(policy.completion_ids(row[side])) for side in ("chosen", "rejected"))
+        if len(policy.prompt_ids(row["prompt"])) + max(longest, answer) <= policy.context:
+            rows.append(i)
+    if not rows:
+        raise DataError(f"no pair fits into the context of {policy.name!r} ({policy.context} tokens); take a model "
+                        "with a longer one")  # fmt: skip
+    return pairs.select(rows)
+
+
+def split_by_prompt(pairs: Dataset, share: float = 0.25, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """(rest, held out): about `share` of the pairs held out, no prompt on both sides (case and spacing make no new
+    prompt). AlignkitError if there are too few prompts."""
+    if not 0 < share < 1:
+        raise AlignkitError(f"split_by_prompt: share must be between 0 and 1, not {share}")
+    known, group = np.unique([" ".join(text.lower().split()) for text in pairs["prompt"]], return_inverse=True)
+    order = np.random.default_rng([seed, 16]).permutation(len(known))
+    before = np.cumsum(np.bincount(group)[order]) - np.bincount(group)[order]
+    chosen = np.isin(group, order[before < share * len(group)])
+    if chosen.all() or not chosen.any():
+        raise AlignkitError(f"split_by_prompt: {len(known)} prompts can't be split with a share of {share}")
+    return pairs.select(np.flatnonzero(~chosen)), pairs.select(np.flatnonzero(chosen))
+
+
+@dataclass
+class HeldOut:
+    """How rewards do on the same held-out pairs. `table`: one row a reward (shares as estimates with intervals);
+    `right`: 1, 0 or 0.5 for each pair, by reward; `prompts`: whose pairs belong together."""
+
+    table: pd.DataFrame
+    right: dict[str, np.ndarray]
+    prompts: list[str]
+
+    def shown(self) -> pd.DataFrame:
+        """The table in words."""
+        return self.table.map(in_words)
+
+    def against(self, one: str, other: str) -> Estimate:
+        """Accuracy of `one` minus that of `other` on the same pairs, with an interval over prompts."""
+        gap = self.right[one] - self.right[other]
+        return cluster_bootstrap(gap, np.array(self.prompts), generator(0, f"{one} {other}"))
+
+    def choose(self, among: Sequence[str] | None = None) -> tuple[str, str]:
+        """The first of the rewards (give the simplest first; `among`: only these) that is above a coin and that the
+        most accurate one does not clearly beat; and why. AlignkitError if none is: there is nothing to prescribe."""
+        names = list(self.right if among is None else among)
+        best = max(names, key=lambda name: self.right[name].mean())
+        for name in names:
+            number = self.table.loc[name, "accuracy"]
+            if not (clear_of(number, 0.5) and number["value"] > 0.5):
+                continue
+            gap = self.against(best, name)
+            if name == best or not clear_of(gap, 0.0):
+                beaten = f"; {best} is ahead by {in_words(gap, signed=True)}, which may be chance" * (name != best)
+                return name, f"right on {in_words(number)} of held-out pairs{beaten}"
+        raise AlignkitError("none of these rewards is clearly above a coin on the held-out pairs: don't treat with "
+                            "any; have a sample judged again")  # fmt: skip
+
+
+def held_out(rewards: Mapping[str, Reward], pairs: Dataset, seed: int = 0) -> HeldOut:
+    """Accuracy of each reward, with 95 % intervals over prompts:
+
+    - *accuracy*: the preferred side scores higher (a tie counts one half); *equal length*: on pairs of about equal
+      length only; *length out*: of what is left of the gap after least squares on the difference in length (in words
+      and its log);
+    - *one turn*, *more turns*: by the user's turns, where the data have a column `turns` that varies;
+    - *calibration error*: of sigmoid(gap), for learned rewards.
+    """
+    prompts, frame = np.array(pairs["prompt"][:]), pairs.to_pandas()
+    masks = {"accuracy": np.ones(len(pairs), bool), "equal length": about_equal_length(frame)}
+    if "turns" in frame and frame["turns"].nunique() > 1:
+        masks |= {"one turn": frame["turns"].le(1).to_numpy(), "more turns": frame["turns"].gt(1).to_numpy()}
+    rows, right = {}, {}
+    for name, reward in rewards.items():
+        chosen, rejected = score_pairs(reward, pairs)
+        gap = chosen - rejected
+        right[name] = _right(gap)
+        kept = _right(_length_out(gap, frame))
+        row = {column: _share(right[name][mask], prompts[mask], seed, column) for column, mask in masks.items()}
+        row["length out"] = _share(kept, prompts, seed, "length out")
+        learned = reward.card.construction_basis != "rule-based"
+        rows[name] = {**row, "calibration error": calibration_error(gap) if learned else None}
+    return HeldOut(pd.DataFrame.from_dict(rows, orient="index"), right, prompts.tolist())
+
+
+def learning_curve(
+    fit: Callable[[Dataset], Reward], pairs: Dataset, held: Dataset, sizes: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """Held-out accuracy of `fit(the first n of the shuffled pairs)` for each n: columns pairs, accuracy, low, high."""
+    order = np.random.default_rng([seed, 17]).permutation(len(pairs))
+    rows = []
+    for n in sizes:
+        number = held_out({"fit": fit(pairs.select(order[:n]))}, held, seed).table.loc["fit", "accuracy"]
+        rows.append({"pairs": min(n, len(pairs)), "accuracy": number["value"], "low": number["low"],
+                     "high": number["high"]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def in_words(value: object, signed: bool = False) -> str:
+    """An estimate as '62 % [58, 66]' ('+3 points [-1, +7]' if signed), other numbers to three digits, the rest as is.
+    """
+    if isinstance(value, Mapping) and "value" in value:
+        if value["value"] is None:
+            return "too few pairs"
+        form, unit = ("{:+.1f}", " points") if signed else ("{:.0f}", " %")
+        low, high = (None if x is None else form.format(100 * x) for x in (value["low"], value["high"]))
+        return form.format(100 * value["value"]) + unit + (f" [{low}, {high}]" if low is not None else "")
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, float | np.floating):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else str(value)
+
+
+def _right(gap: np.ndarray) -> np.ndarray:
+    return np.where(np.isclose(gap, 0, atol=1e-9), 0.5, gap > 0).astype(float)
+
+
+def _share(right: np.ndarray, prompts: np.ndarray, seed: int, name: str) -> Estimate:
+    if len(right) < FEWEST:
+        return {"value": None, "low": None, "high": None, "n": len(right)}
+    return cluster_bootstrap(right, prompts, generator(seed, name), share=True)
+
+
+def _length_out(gap: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+    """The gap without what the difference in length explains of it (least squares through the origin)."""
+    chosen, rejected = (frame[side].map(lambda text: len(text.split())).to_numpy(float) for side in
+                        ("chosen", "rejected"))  # fmt: skip
+    length = np.stack([chosen - rejected, np.log1p(chosen) - np.log1p(rejected)], axis=1)
+    rest = gap - length @ np.linalg.lstsq(length, gap, rcond=None)[0]
+    return np.where(np.abs(rest) < 1e-9 * max(1.0, np.abs(gap).max()), 0.0, rest)

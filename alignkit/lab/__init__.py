@@ -1,0 +1,1 @@
+"""The laboratory: notebooks executed over seeds, shipped models built, the command `alignkit`."""

@@ -1,0 +1,286 @@
+"""Executes notebooks over seeds and profiles: in parallel, resumable, one process and one thread each.
+
+The notebook is the experiment; this only runs it with other parameters and keeps what comes out:
+`OUT/<stem>/<profile>-seed<seed>.ipynb` (the executed copy) and
+`OUT/results/<stem>/<profile>-seed<seed>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+
+from alignkit import claims
+from alignkit.claims import fingerprint
+from alignkit.errors import AlignkitError
+from alignkit.files import NOTEBOOKS, write_atomic
+from alignkit.lab import progress
+from alignkit.lab.clean import with_outputs
+from alignkit.lab.job import Job, command
+
+SHOWN_SEED, SHOWN_PROFILE = 0, "standard"  # what the committed notebooks are executed with
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook at one seed. `status`: done, skipped (done before, unchanged) or failed."""
+
+    job: Job
+    status: str
+    seconds: float = 0.0
+    exception: str = ""
+    message: str = ""
+    cell: int | None = None
+    line: str = ""
+
+    def describe(self) -> str:
+        """One line for a person: the time, or where it failed and why."""
+        if self.status == "failed":
+            where = f" in code cell {self.cell} ({self.line})" if self.cell else ""
+            return f"failed{where}: {self.exception}: {self.message}"
+        return "done before, unchanged" if self.status == "skipped" else f"done in {self.seconds:.1f} s"
+
+
+# --- what to run
+
+
+def find(names: Iterable[str | Path] = (), folder: str | Path = NOTEBOOKS) -> list[Path]:
+    """Notebooks by stem, number ("02") or path; without names, all numbered ones in `folder`."""
+    numbered = sorted(Path(folder).glob("[0-9]*.ipynb"))
+    paths = list(dict.fromkeys(_find_one(str(name), numbered) for name in names)) or numbered
+    if not paths:
+        raise AlignkitError(f"there are no numbered notebooks in {folder}")
+    stems = [path.stem for path in paths]
+    if len(set(stems)) < len(stems):
+        raise AlignkitError("two of the notebooks have the same name; run them with different --out folders")
+    return paths
+
+
+def _find_one(name: str, numbered: list[Path]) -> Path:
+    for path in numbered:
+        number = path.stem.split("_")[0]
+        if name in (path.stem, number) or (name.isdigit() and number.isdigit() and int(name) == int(number)):
+            return path
+    if name.endswith(".ipynb") and Path(name).is_file():
+        return Path(name).resolve()
+    there_are = ", ".join(path.stem for path in numbered) or "none"
+    raise AlignkitError(f"no notebook {name!r}; there are {there_are} (or give the path of a notebook)")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from "0", "1,2,3", "1-5" or a mixture of these."""
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise AlignkitError(f"can't read seeds {text!r}; write 0, or 1,2,3, or 1-5 (the smaller number first)")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _goes_in_place(profile: str, seed: int) -> bool:
+    """Standard runs of seed 0 are the committed notebooks; thorough runs of evidence seeds are the evidence.
+
+    (A thorough run of seed 0 is neither: its outputs would contradict the committed parameters cell.)
+    """
+    if profile == claims.EVIDENCE_PROFILE:
+        return seed in claims.EVIDENCE_SEEDS
+    return (profile, seed) == (SHOWN_PROFILE, SHOWN_SEED)
+
+
+def _check_in_place(profile: str, seeds: Sequence[int], parameters: Mapping[str, Any]) -> None:
+    if profile == "smoke":
+        raise AlignkitError("--in-place with profile smoke would replace results by those of a test; use standard")
+    if parameters:
+        raise AlignkitError("--in-place with --param would store results that the notebook doesn't give; drop one")
+    if not any(_goes_in_place(profile, seed) for seed in seeds):
+        raise AlignkitError(
+            "--in-place has nothing to store: it takes seed 0 at profile standard (the notebook) "
+            "and seeds 1..99 at profile thorough (the evidence)"
+        )
+
+
+# --- running it
+
+
+def run(
+    notebooks: Iterable[str | Path] = (),
+    profile: str = SHOWN_PROFILE,
+    seeds: Sequence[int] = (SHOWN_SEED,),
+    jobs: int = 2,
+    out: str | Path = "runs",
+    in_place: bool = False,
+    fresh: bool = False,
+    timeout: float = 1800,
+    parameters: Mapping[str, Any] | None = None,
+    results: str | Path = claims.RESULTS,
+) -> list[Outcome]:
+    """Execute notebooks at all seeds, `jobs` at a time; one Outcome each, failed ones included.
+
+    `timeout` is in seconds per notebook. With `in_place`, evidence goes to `results` as well, and the
+    executed notebook of seed 0 replaces its source. KeyboardInterrupt stops the workers and leaves finished
+    jobs to be skipped.
+    """
+    parameters = dict(parameters or {})
+    if profile not in claims.PROFILES:
+        raise AlignkitError(f"profile is {profile!r}; it must be one of {', '.join(claims.PROFILES)}")
+    if jobs < 1 or timeout <= 0:
+        raise AlignkitError(f"jobs is {jobs} and timeout {timeout:g} s; both must be above 0")
+    if in_place:
+        _check_in_place(profile, seeds, parameters)
+    paths, out = find(notebooks), Path(out).resolve()
+    todo = [
+        Job(
+            notebook=str(path),
+            seed=seed,
+            profile=profile,
+            executed=str(out / path.stem / f"{profile}-seed{seed}.ipynb"),
+            result=str(claims.result_path(out / "results", path.stem, profile, seed)),
+            timeout=timeout,
+            parameters=parameters,
+        )
+        for path in paths
+        for seed in seeds
+    ]
+    sweep = _Sweep(fresh=fresh, results=Path(results) if in_place else None)
+    with progress.show(len(todo)) as sweep.progress, ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(sweep.one, job) for job in todo]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # Ctrl-C, above all
+            pool.shutdown(wait=False, cancel_futures=True)
+            sweep.stop()
+            raise
+
+
+class _Sweep:
+    """The workers of one `run`. `results` is where evidence goes in place, or None."""
+
+    def __init__(self, fresh: bool, results: Path | None) -> None:
+        self.fresh, self.results = fresh, results
+        self.progress: progress.PlainLines
+        self._workers: dict[int, tuple[subprocess.Popen, Job]] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def one(self, job: Job) -> Outcome:
+        """See one job through, whatever happens to it."""
+        name = job.name
+        try:
+            if not self.fresh and done_before(job):
+                refresh_prose(job)
+                outcome = Outcome(job, "skipped", seconds=claims.read_result(Path(job.result))["seconds"])
+            else:
+                outcome = Outcome(job, **self._work(job, name))
+            if outcome.status != "failed" and self.results and _goes_in_place(job.profile, job.seed):
+                put_in_place(job, self.results)
+        except AlignkitError as error:  # a full disk, say: the others go on
+            outcome = Outcome(job, "failed", exception=type(error).__name__, message=str(error))
+        if not self._stopping:
+            self.progress.end(name, "failed" if outcome.status == "failed" else outcome.describe())
+        return outcome
+
+    def _work(self, job: Job, name: str) -> dict[str, Any]:
+        """Run the worker process and pass on its progress; returns its last word."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
+            with self._start(job, noise) as worker:
+                for line in worker.stdout:
+                    event = json.loads(line)
+                    kind = event.pop("event")
+                    if kind == "start":
+                        self.progress.start(name, event["cells"])
+                    elif kind == "cell":
+                        self.progress.cell(name, event["done"])
+                    elif kind == "end":
+                        return event
+            noise.seek(0)
+            last = (noise.read().strip() or "no message").splitlines()[-1]
+            return {"status": "failed", "exception": "the worker ended early", "message": last}
+
+    def _start(self, job: Job, noise: Any) -> subprocess.Popen:
+        with self._lock:
+            if self._stopping:
+                raise AlignkitError("interrupted")
+            worker = subprocess.Popen(
+                command(job),
+                stdout=subprocess.PIPE,
+                stderr=noise,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we stop the workers
+            )
+            self._workers[worker.pid] = (worker, job)
+            return worker
+
+    def stop(self) -> None:
+        """End all workers and their kernels, and what they left of unfinished notebooks."""
+        with self._lock:
+            self._stopping = True
+            running = [(worker, job) for worker, job in self._workers.values() if worker.poll() is None]
+        family = [process for worker, _ in running for process in _family(worker.pid)]
+        for worker, _ in running:
+            worker.terminate()  # it shuts its kernel down
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for process in alive:
+            process.kill()
+        for _, job in running:
+            job.failed.unlink(missing_ok=True)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+# --- what was done before
+
+
+def done_before(job: Job) -> bool:
+    """Whether result and executed copy are there and nothing they depend on has changed since."""
+    if not (Path(job.result).is_file() and Path(job.executed).is_file()):
+        return False
+    try:
+        result = claims.read_result(Path(job.result))
+    except AlignkitError:
+        return False  # damaged: run it again
+    rules = {claim_id: claim.rule_hash for claim_id, claim in claims.of_notebook(job.stem).items()}
+    # a notebook that shows recorded evidence is out of date when there is other evidence now
+    shown = result["fingerprint"].get("evidence")
+    return (
+        result["rules"] == rules
+        and result.get("parameters", {}) == job.parameters
+        and (shown is None or shown == claims.evidence_hash(job.stem))
+        and not fingerprint.stale_reasons(result, job.notebook)
+    )
+
+
+def refresh_prose(job: Job) -> None:
+    """Bring an executed copy's prose up to date: its code is unchanged, so its outputs still belong to it."""
+    executed = nbformat.read(job.executed, as_version=4)
+    before = nbformat.writes(executed)
+    now = nbformat.writes(with_outputs(nbformat.read(job.notebook, as_version=4), executed))
+    if now != before:
+        write_atomic(job.executed, now + "\n")
+
+
+def put_in_place(job: Job, results: Path) -> None:
+    """Make a finished job the committed one: evidence into `results`, or the copy over its notebook."""
+    if job.profile == claims.EVIDENCE_PROFILE:
+        text = Path(job.result).read_text(encoding="utf-8")
+        write_atomic(claims.result_path(results, job.stem, job.profile, job.seed), text)
+    else:
+        write_atomic(job.notebook, Path(job.executed).read_text(encoding="utf-8"))
