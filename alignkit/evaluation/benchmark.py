@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from alignkit.checkup.writer import Writer
+from alignkit.evaluation.writer import Writer
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.perturb import Perturbation, changed
 from alignkit.rewards.base import Reward, as_reward
