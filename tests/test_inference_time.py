@@ -11,18 +11,26 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 from alignkit import evaluation, rewards, worlds
 from alignkit.errors import AlignkitError, ContextError
 from alignkit.lab.build import build_models
-from alignkit.optimize.context import InContext, kl_to, shuffled_answers
-from alignkit.optimize.decoding import FunctionGuide, Guided, ModelGuide, blockwise
-from alignkit.optimize.inference import best_of_n
-from alignkit.optimize.selection import (
+from alignkit.optimize.decoding import (
+    FunctionGuide,
+    Guided,
+    ModelGuide,
+    PrefixValue,
+    blockwise,
+    every_completion,
+    exact_values,
+)
+from alignkit.optimize.in_context import InContext, kl_to, shuffled_answers
+from alignkit.optimize.inference import (
     acceptance_rate,
+    best_of_n,
     ratio_kl,
     sample_optimum,
+    self_consistent,
     soft_best_of_n,
     soft_best_of_n_ratio,
+    vote,
 )
-from alignkit.optimize.values import PrefixValue, every_completion, exact_values
-from alignkit.optimize.voting import self_consistent, vote
 from alignkit.policy import Policy, load_policy
 from alignkit.worlds import authors
 

@@ -10,7 +10,7 @@ from conftest import weights_of
 from alignkit import optimize, rewards
 from alignkit.errors import AlignkitError
 from alignkit.optimize import training
-from alignkit.optimize.critic import Critic
+from alignkit.optimize.experience import Critic
 from alignkit.policy import load_policy
 
 pytest.importorskip("peft")

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from alignkit import evaluation, optimize, rewards, worlds
 from alignkit.errors import AlignkitError, DataError, RewardError
 from alignkit.lab.build import MIXED, build_patient, make_policy
-from alignkit.optimize.conflict import reward_gradient
+from alignkit.optimize.gradients import reward_gradient
 from alignkit.policy import load_policy
 from alignkit.worlds.bandit import BanditWorld, expectation, kl, optimum
 

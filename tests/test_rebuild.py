@@ -5,7 +5,7 @@ import pytest
 
 from alignkit import worlds
 from alignkit.lab.build import build_patient
-from alignkit.optimize.context import InContext
+from alignkit.optimize.in_context import InContext
 from alignkit.policy import load_policy
 from alignkit.worlds import authors
 

@@ -6,7 +6,7 @@ from conftest import finite_differences, mean_gold, weights_of
 
 from alignkit import optimize
 from alignkit.errors import AlignkitError
-from alignkit.optimize.fresh import train_on_fresh
+from alignkit.optimize.fresh_samples import train_on_fresh
 
 SMALL = dict(steps=12, prompts_per_step=8, group_size=4, learning_rate=1e-3, progress=False)
 

@@ -371,7 +371,8 @@ def test_each_method_on_pairs_learns_to_prefer_the_chosen_side(name, patient, pa
 def test_an_annotator_answers_the_same_when_asked_again(world):
     asked = world.prompts("test")[:20]
     a, b = [world.ideal(p) for p in asked], ["you should know this , fool ."] * 20
-    say, chance = (optimize.asks(world, feedback.Annotator(temperature=3.0), seed=1, answers=x) for x in (True, False))
+    person = feedback.Annotator(temperature=3.0)
+    say, chance = (optimize.as_labeler(world, person, seed=1, answers=x) for x in (True, False))
     assert np.array_equal(say(asked, a, b), say(asked, a, b)) and say(asked, a, b).dtype == bool
     assert 0.5 < chance(asked, a, b).mean() < 1
 
@@ -484,7 +485,7 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
         optimize.rso(tiny, asked, None, **QUIET)
     with pytest.raises(AlignkitError, match="no reward and no labeler"):
         optimize.iterative_dpo(tiny, asked, None, **QUIET)
-    with pytest.raises(AlignkitError, match="asks\\(world, annotator\\)"):
+    with pytest.raises(AlignkitError, match="as_labeler\\(world, annotator\\)"):
         optimize.sppo(tiny, asked, feedback.Annotator(), **QUIET)
     with pytest.raises(AlignkitError, match="a probability, for each of"):
         optimize.online_dpo(tiny, asked, lambda p, a, b: np.full(len(a), 7.0), steps=1, **QUIET)

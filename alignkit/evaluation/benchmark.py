@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from alignkit.evaluation.writer import Writer
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.perturb import Perturbation, changed
+from alignkit.evaluation.writer import Writer
 from alignkit.rewards.base import Reward, as_reward
 from alignkit.rewards.bradley_terry import calibration_error
 from alignkit.rewards.data import check_columns

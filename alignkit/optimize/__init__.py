@@ -11,15 +11,32 @@ from alignkit.optimize.advantages import (
 )
 from alignkit.optimize.binary import kto
 from alignkit.optimize.conditional import anchor_loss, conditional_loss, crop, mdpo, mdpo_loss
-from alignkit.optimize.conflict import cosine, project_conflicts, reward_gradient, unshrunk_cosine
-from alignkit.optimize.context import InContext, kl_to, shuffled_answers
-from alignkit.optimize.credit import token_rewards
-from alignkit.optimize.decoding import FunctionGuide, Guide, Guided, ModelGuide, blockwise
+from alignkit.optimize.decoding import (
+    FunctionGuide,
+    Guide,
+    Guided,
+    ModelGuide,
+    PrefixValue,
+    blockwise,
+    every_completion,
+    exact_values,
+)
 from alignkit.optimize.displacement import ches
-from alignkit.optimize.experience import Experience
-from alignkit.optimize.inference import best_of_n, revise
-from alignkit.optimize.iterative import iterative_dpo, raft, rejection_sample, rso
-from alignkit.optimize.labelers import asks, preference
+from alignkit.optimize.experience import Experience, token_rewards
+from alignkit.optimize.fresh_samples import as_labeler, online_dpo, regression_loss, reward_regression, win_probability
+from alignkit.optimize.gradients import cosine, project_conflicts, reward_gradient, unshrunk_cosine
+from alignkit.optimize.in_context import InContext, kl_to, shuffled_answers
+from alignkit.optimize.inference import (
+    acceptance_rate,
+    best_of_n,
+    ratio_kl,
+    revise,
+    sample_optimum,
+    self_consistent,
+    soft_best_of_n,
+    soft_best_of_n_ratio,
+    vote,
+)
 from alignkit.optimize.listwise import pro, rrhf
 from alignkit.optimize.lora import with_lora
 from alignkit.optimize.losses import clipped_surrogate, kl_estimate, log_ratio, policy_loss
@@ -36,7 +53,6 @@ from alignkit.optimize.methods import (
     rloo,
 )
 from alignkit.optimize.multi_objective import gdpo, modpo, modpo_loss
-from alignkit.optimize.online import online_dpo
 from alignkit.optimize.pair_losses import (
     apo_down_loss,
     apo_zero_loss,
@@ -68,16 +84,21 @@ from alignkit.optimize.preference import (
     simpo,
     slic_hf,
 )
-from alignkit.optimize.regression import regression_loss, reward_regression
 from alignkit.optimize.rl import AdaptiveKL, Method, policy_gradient
-from alignkit.optimize.rounds import in_rounds, pairs_of
-from alignkit.optimize.selection import acceptance_rate, ratio_kl, sample_optimum, soft_best_of_n, soft_best_of_n_ratio
-from alignkit.optimize.self_play import spin, sppo, win_rates
+from alignkit.optimize.rounds import (
+    in_rounds,
+    iterative_dpo,
+    pairs_of,
+    raft,
+    rejection_sample,
+    rso,
+    spin,
+    sppo,
+    win_rates,
+)
 from alignkit.optimize.shelf import FAMILIES
 from alignkit.optimize.soups import soup
 from alignkit.optimize.training import summed_logprobs, train
-from alignkit.optimize.values import PrefixValue, every_completion, exact_values
-from alignkit.optimize.voting import self_consistent, vote
 
 __all__ = [
     "AdaptiveKL",
@@ -96,7 +117,7 @@ __all__ = [
     "apo",
     "apo_down_loss",
     "apo_zero_loss",
-    "asks",
+    "as_labeler",
     "batch_leave_one_out",
     "best_of_n",
     "blockwise",
@@ -146,7 +167,7 @@ __all__ = [
     "policy_gradient",
     "policy_loss",
     "ppo",
-    "preference",
+    "win_probability",
     "pro",
     "pro_loss",
     "project_conflicts",

@@ -17,9 +17,7 @@ from tqdm.auto import tqdm
 from alignkit.errors import AlignkitError
 from alignkit.optimize.advantages import whitened
 from alignkit.optimize.checkpoint import Checkpoint, digest
-from alignkit.optimize.credit import CREDITS, token_rewards
-from alignkit.optimize.critic import Critic
-from alignkit.optimize.experience import Experience, at_last_token, joined, some_rows
+from alignkit.optimize.experience import CREDITS, Critic, Experience, at_last_token, joined, some_rows, token_rewards
 from alignkit.optimize.losses import KL_ESTIMATORS, RATIOS, log_ratio, policy_loss
 from alignkit.policy import Batch, Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward, as_reward
