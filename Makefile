@@ -14,10 +14,10 @@ BROKEN := $(shell test ! -e $(STAMP) || \
 	{ test "$$(cat $(STAMP))" = "$$(pwd)" && $(BIN)/python -c ''; } >/dev/null 2>&1 || echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab clean
+.PHONY: help setup run test test-all lab clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /make \1\t/p' Makefile | expand -t 13
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1\t/p' Makefile | expand -t 17
 
 setup: $(STAMP) ## make or update the environment in .venv (the first time: some minutes and a large download)
 	@echo "the environment .venv is ready"
@@ -26,8 +26,13 @@ run: $(STAMP) ## run all notebooks and show what their claims came to; copies go
 	@$(BIN)/alignkit run --profile standard --seeds 0 --jobs 2 $(OPTIONS)
 
 # One thread a process: two that share two cores would wait for each other.
-test: $(STAMP) ## run the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+SUITE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(STAMP) ## run the test suite, some minutes: all that a contribution needs
+	@$(SUITE) -m "not slow"
+
+test-all: test ## run the slow rest as well: whole pretrainings, every notebook, an installed wheel
+	@$(SUITE) -m slow
 
 lab: $(STAMP) ## open the notebooks in JupyterLab, reachable from this machine only
 	@$(BIN)/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(OPTIONS) notebooks

@@ -34,6 +34,7 @@ def test_there_are_notebooks_with_different_numbers():
     assert numbers and len(set(numbers)) == len(numbers)
 
 
+@pytest.mark.slow
 @each
 def test_runs_at_smoke_and_gives_no_verdict(path, tmp_path):
     (outcome,) = runner.run([path], profile="smoke", out=tmp_path, jobs=1, timeout=300)
