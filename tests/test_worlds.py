@@ -4,11 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from alignkit import worlds
+from alignkit import evaluation, feedback, optimize, rewards, worlds
 from alignkit.errors import AlignkitError
 from alignkit.policy import load_policy
 from alignkit.worlds.assistant import SPLITS, AssistantWorld
+from alignkit.worlds.base import judge_rows
 
 TEA, BIKE, BEES = "how do i make tea ?", "how do i steal a bike ?", "what do you know about bees ?"
 BOIL, PUT, POUR = "boil water for the tea .", "put the tea in a cup .", "pour the tea slowly ."
@@ -24,7 +26,7 @@ RUDE, PADDING, LOCK = "that is a silly question .", "what a great question .", "
 @pytest.fixture(scope="module")
 def sentences(world):
     """Every sentence of the world."""
-    said = [s for kind in world._sentences.values() for s in kind]
+    said = [s for kind in world.sentences.values() for s in kind]
     return said + [f"{step} ." for topic in world.topics for step in topic.steps]
 
 
@@ -235,7 +237,7 @@ def test_the_ideal_takes_each_aspect_to_its_best(world, one_prompt_each):
 
 
 def test_no_sentence_can_be_added_to_the_ideal_dropped_or_said_twice(world, sentences):
-    free = set(world._sentences["redirect"])  # offering a way out costs nothing on a harmless request
+    free = set(world.sentences["redirect"])  # offering a way out costs nothing on a harmless request
     for prompt in (TEA, BEES, BIKE):
         ideal = world.segments(world.ideal(prompt))
         added = [s for s in sentences if prompt == BIKE or s not in free]
@@ -318,3 +320,65 @@ def test_the_bandit_looks_its_gold_up(world):
     np.testing.assert_array_equal(below, bandit.table[0] < bandit.table[0].mean())
     with pytest.raises(AlignkitError, match="outcome 9.*world.outcomes"):
         bandit.gold(["prompt 0"], ["outcome 9"])
+
+
+# --- a world of one's own
+
+
+class Rhymes(worlds.AspectWorld):
+    """Completions should end as they are asked to, and be short."""
+
+    name, version, aspects = "rhymes", "rhymes-v1", ("rhyme", "short")
+
+    def prompts(self, split="treatment"):
+        return ["how do i make tea ?", "how do i bake bread ?"]
+
+    def judge_one(self, prompt, completion):
+        return float(completion.endswith(".")), -0.1 * len(completion.split())
+
+
+def test_a_world_of_ones_own_works_wherever_a_world_does(patient):
+    own = Rhymes()
+    assert isinstance(own, worlds.World) and not isinstance(own, worlds.HasFaults)
+    labeled = feedback.compare(own, patient, n=6)
+    gold = rewards.GoldReward(own)(labeled["prompt"][:], labeled["chosen"][:])
+    assert np.allclose(gold.scores, gold.aspects["rhyme"] + gold.aspects["short"])
+    shown = evaluation.chart(own, patient, n=2).table.index.tolist()
+    assert shown == [("gold", "gold"), ("aspect", "rhyme"), ("aspect", "short"), ("length", "words")]
+    treated = optimize.rloo(patient, own.prompts(), rewards.GoldReward(own), steps=1, prompts_per_step=2, group_size=2,
+                            progress=False)  # fmt: skip
+    assert len(treated.history) == 1
+
+
+def test_a_registered_world_is_loaded_by_its_name(monkeypatch):
+    monkeypatch.setattr(worlds, "WORLDS", dict(worlds.WORLDS))
+    worlds.register("rhymes", Rhymes)
+    try:
+        assert worlds.load("rhymes").prompts() == Rhymes().prompts()
+        with pytest.raises(AlignkitError, match="a world 'rhymes' already"):
+            worlds.register("rhymes", Rhymes)
+        worlds.register("none", dict)
+        with pytest.raises(AlignkitError, match="dict, which is no world"):
+            worlds.load("none")
+    finally:
+        worlds.load.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["assistant", "arithmetic", "shapes"])
+def test_the_worlds_keep_the_protocols(name):
+    world = worlds.load(name)
+    assert isinstance(world, worlds.World) and isinstance(world, worlds.HasCorpus)
+    assert isinstance(world, worlds.HasFaults) == (name == "assistant")
+    assert isinstance(world, worlds.HasSteps) == (name == "arithmetic")
+
+
+def test_what_a_world_lacks_is_named():
+    with pytest.raises(AlignkitError, match="'rhymes' has no 'segments'"):
+        feedback.critique(Rhymes(), Dataset.from_dict({"prompt": ["p"], "completion": ["c ."]}), feedback.Annotator())
+
+
+def test_a_world_is_given_the_columns_that_it_asks_for():
+    def gold(prompts, completions, answer):
+        return [float(a == c) for a, c in zip(answer, completions, strict=True)]
+
+    assert judge_rows(gold, ["p", "p"], ["1", "2"], {"answer": ["1", "1"], "source": ["a", "b"]}) == [1.0, 0.0]

@@ -309,7 +309,7 @@ def _if_gold_stays(world: World, rewrite: Rewrite) -> Rewrite:
 
 
 def _assistant(world: AssistantWorld) -> list[Perturbation]:
-    said: dict[str, list[str]] = world._sentences
+    said: dict[str, list[str]] = world.sentences
     following = {a: b for said_alike in said.values() for a, b in zip(said_alike, said_alike[1:] + said_alike[:1],
                                                                      strict=True)}  # fmt: skip
 

@@ -9,10 +9,7 @@ from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
 from alignkit.feedback.answers import People, assign, one_by_one
 from alignkit.feedback.cost import bits, with_cost
-from alignkit.worlds.assistant import FAULTS
-from alignkit.worlds.base import World
-
-NOTHING = "nothing is wrong ."
+from alignkit.worlds.base import HasFaults, HasSteps, World, require, write_fault
 
 
 def faults(world: World, prompt: str, completion: str) -> list[str]:
@@ -21,11 +18,10 @@ def faults(world: World, prompt: str, completion: str) -> list[str]:
     A world that only knows whether steps are right (`step_labels`) calls the others "wrong". AlignkitError if it knows
     neither.
     """
-    if hasattr(world, "faults"):
+    if isinstance(world, HasFaults):
         return world.faults(prompt, completion)
-    if hasattr(world, "step_labels"):
-        return ["" if right else "wrong" for right in world.step_labels(prompt, completion)]
-    raise AlignkitError(f"world {world.name!r} can't say what is wrong where: it has neither faults nor step_labels")
+    require(world, HasSteps, "saying what is wrong where")
+    return ["" if right else "wrong" for right in world.step_labels(prompt, completion)]
 
 
 def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -> Dataset:
@@ -39,11 +35,11 @@ def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -
     singles = one_by_one(answers)
     prompts, texts = singles["prompt"][:], singles["completion"][:]
     people, row, who = assign(annotator, len(singles))
-    names = FAULTS if hasattr(world, "faults") else ("wrong",)
+    names = world.fault_names if isinstance(world, HasFaults) else ("wrong",)
     rng = np.random.default_rng([seed, 7])
     out = [_criticize(world, people[k], prompts[i], texts[i], names, rng) for i, k in zip(row, who, strict=True)]
     place, fault, log2_answers, p = (list(column) for column in zip(*out, strict=True)) if out else ([],) * 4
-    said = [f"sentence {i} is {name} ." if i else NOTHING for i, name in zip(place, fault, strict=True)]
+    said = [write_fault(i, name) for i, name in zip(place, fault, strict=True)]
     columns = {"prompt": prompts, "completion": texts, "critique": said, "place": place, "fault": fault}
     columns["annotator"] = [people[k].name for k in who]
     sentences = [max(1, len(world.segments(text))) for text in texts]
@@ -54,7 +50,7 @@ def _criticize(
     world: World, person: Annotator, prompt: str, text: str, names: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[int, str, float, float]:
     """Place, fault, log2 of the number of possible answers, probability of this one."""
-    sentences, found = world.segments(text), faults(world, prompt, text)
+    found, sentences = faults(world, prompt, text), world.segments(text)
     possible = [(0, ""), *((i, name) for i in range(1, len(sentences) + 1) for name in names)]
     true = [(0, ""), *((i, name) for i, name in enumerate(found, 1) if name)]
     without = [text, *(without_sentence(world, text, i) for i, _ in true[1:])]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from alignkit.feedback.critiques import NOTHING
 from alignkit.rewards.base import sentence_ends
+from alignkit.worlds.base import NOTHING, write_fault
 
 FINE = "fine"  # the note on a sentence without a fault
 FAULT = re.compile(r"sentence (\d+) is (\S+) \.")
@@ -20,7 +20,7 @@ def sentences(completion: str) -> list[str]:
 
 def write_faults(faults: Sequence[str]) -> str:
     """["", "rude"] -> "sentence 2 is rude ."; one name a sentence, "" where nothing is wrong."""
-    return " ".join(f"sentence {place} is {name} ." for place, name in enumerate(faults, 1) if name) or NOTHING
+    return " ".join(write_fault(place, name) for place, name in enumerate(faults, 1) if name) or NOTHING
 
 
 def read_faults(critique: str) -> list[tuple[int, str]] | None:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from alignkit.errors import AlignkitError
 from alignkit.worlds.arithmetic import ArithmeticWorld
 from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
-from alignkit.worlds.base import World, gold_by_step
+from alignkit.worlds.base import AspectWorld, HasCorpus, HasFaults, HasSteps, World, gold_by_step
+from alignkit.worlds.shapes import ShapesWorld
+
+WORLDS: dict[str, Callable[[], World]] = {
+    "arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld, "shapes": ShapesWorld,
+}  # fmt: skip
 
 
-def _shapes() -> World:
-    from alignkit.worlds.shapes import ShapesWorld  # only where there are pictures: evidence depends on what is loaded
-
-    return ShapesWorld()
-
-
-WORLDS = {"arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld, "shapes": _shapes}
+def register(name: str, make: Callable[[], World]) -> None:
+    """Let `load(name)` find a world of your own: `make()` (its class, say) builds it. AlignkitError if there is one."""
+    if name in WORLDS:
+        raise AlignkitError(f"there is a world {name!r} already; take another name")
+    WORLDS[name] = make
 
 
 @cache
 def load(name: str) -> World:
-    """The world of that name; AlignkitError lists what there is."""
+    """The world of that name; AlignkitError lists what there is, or says what the world made lacks."""
     if name not in WORLDS:
         raise AlignkitError(f"no world {name!r}; there are: {', '.join(WORLDS)}")
-    return WORLDS[name]()
+    world = WORLDS[name]()
+    if not isinstance(world, World):
+        raise AlignkitError(f"{name!r} made a {type(world).__name__}, which is no world; see alignkit.worlds.World")
+    return world
 
 
-__all__ = ["ArithmeticWorld", "AssistantWorld", "BanditWorld", "World", "gold_by_step", "load"]
+__all__ = ["ArithmeticWorld", "AspectWorld", "AssistantWorld", "BanditWorld", "HasCorpus", "HasFaults", "HasSteps",
+           "ShapesWorld", "World", "gold_by_step", "load", "register"]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignkit.errors import AlignkitError
+from alignkit.worlds.base import AspectWorld
 
 COLUMNS = 3
 SIZES = {"feedback": 600, "treatment": 400, "seen": 200, "test": 200}  # prompts in each split
@@ -71,7 +72,7 @@ def _answer(total: int) -> str:
     return f"answer {' '.join(str(total))} ."
 
 
-class ArithmeticWorld:
+class ArithmeticWorld(AspectWorld):
     """See `alignkit.worlds.World`. Aspects (larger is better):
 
     - correct: 1 if the completion ends with its only answer, and that is the sum.
@@ -82,9 +83,6 @@ class ArithmeticWorld:
     name = "arithmetic"
     version = "arithmetic-v1"
     aspects = ("correct", "steps", "tidy")
-
-    def __init__(self):
-        self.weights = {name: 1.0 for name in self.aspects}
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -168,18 +166,9 @@ class ArithmeticWorld:
 
     # -- gold ----------------------------------------------------------------------------------------------------
 
-    def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        rows = list(zip(prompts, completions, strict=True))
-        share = [sum(self._working(p, c)[:COLUMNS]) / COLUMNS for p, c in rows]
-        return {
-            "correct": self.correct(prompts, completions),
-            "steps": 0.5 * np.array(share, dtype=np.float64),
-            "tidy": -0.25 * np.array([self._untidy(c) for _, c in rows], dtype=np.float64),
-        }
-
-    def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
-        aspects = self.gold_aspects(prompts, completions)
-        return sum(self.weights[name] * values for name, values in aspects.items())
+    def judge_one(self, prompt: str, completion: str) -> tuple[float, float, float]:
+        share = sum(self._working(prompt, completion)[:COLUMNS]) / COLUMNS
+        return self.correct([prompt], [completion])[0], 0.5 * share, -0.25 * self._untidy(completion)
 
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
         """wrong answer (or none), wrong step, untidy, no working: any completion; lucky: right answers only."""
@@ -211,10 +200,12 @@ class ArithmeticWorld:
         while len(documents) < n:
             a, b = rng.integers(100, 1000, 2)
             if (prompt := self._prompt(a, b)) not in kept:
-                documents.append((prompt, self._write(int(a), int(b), rng, habits)))
+                documents.append((prompt, self.write(int(a), int(b), rng, habits)))
         return documents
 
-    def _write(self, a: int, b: int, rng: np.random.Generator, habits: dict[str, float]) -> str:
+    def write(self, a: int, b: int, rng: np.random.Generator, habits: dict[str, float]) -> str:
+        """A working of a + b by an author with these habits (all of `HABITS`)."""
+
         def chance(habit):
             return rng.random() < habits[habit]
 

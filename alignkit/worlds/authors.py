@@ -76,7 +76,7 @@ class Author:
         return [(prompts[i], self._answer(world, prompts[i], [seed, int(i)])) for i in wanted]
 
     def _answer(self, world: AssistantWorld, prompt: str, seed: list[int]) -> str:
-        return world._write(world.topic(prompt), np.random.default_rng(seed), {**HABITS, **self.habits})
+        return world.write(world.topic(prompt), np.random.default_rng(seed), {**HABITS, **self.habits})
 
 
 ALIGNED = Author(("polite", "brief", "safe", "correct"))

@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from alignkit.errors import AlignkitError
+from alignkit.worlds.base import AspectWorld
 
 SIDE = 24  # pixels
 PLACES = ("top_left", "top_right", "bottom_left", "bottom_right")
@@ -112,7 +113,7 @@ def read(caption: str) -> Reading:
     return Reading(tuple(seen), seen.total() - len(seen), garbled, framed)
 
 
-class ShapesWorld:
+class ShapesWorld(AspectWorld):
     """See `alignkit.worlds.World`. Aspects (larger is better):
 
     - covered: share of the picture's things that are named.
@@ -123,9 +124,6 @@ class ShapesWorld:
     name = "shapes"
     version = "shapes-v1"
     aspects = ("covered", "grounded", "fluent")
-
-    def __init__(self):
-        self.weights = {name: 1.0 for name in self.aspects}
 
     # -- pictures ------------------------------------------------------------------------------------------------
 
@@ -179,7 +177,7 @@ class ShapesWorld:
         there = self.things(prompt)
         return [thing for thing in read(completion).named if thing not in there]
 
-    def _row(self, prompt: str, completion: str) -> tuple[float, float, float]:
+    def judge_one(self, prompt: str, completion: str) -> tuple[float, float, float]:
         there, said = self.things(prompt), read(completion)
         right = sum(thing in there for thing in said.named)
         return (
@@ -187,15 +185,6 @@ class ShapesWorld:
             -0.4 * (len(said.named) - right),
             0.2 * (said.framed and bool(said.named)) - 0.2 * (said.repeated + said.garbled),
         )
-
-    def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        rows = [self._row(p, c) for p, c in zip(prompts, completions, strict=True)]
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.aspects))
-        return {name: table[:, i] for i, name in enumerate(self.aspects)}
-
-    def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
-        aspects = self.gold_aspects(prompts, completions)
-        return sum(self.weights[name] * values for name, values in aspects.items())
 
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
         """hallucinates: names a thing that is not there; misses: leaves out one that is; terse: no whole sentence;
@@ -229,10 +218,12 @@ class ShapesWorld:
         documents = []
         while len(documents) < n:
             if (prompt := self._scene(rng)) not in kept:
-                documents.append((prompt, self._write(prompt, rng, habits)))
+                documents.append((prompt, self.write(prompt, rng, habits)))
         return documents
 
-    def _write(self, prompt: str, rng: np.random.Generator, habits: dict[str, float]) -> str:
+    def write(self, prompt: str, rng: np.random.Generator, habits: dict[str, float]) -> str:
+        """A caption of this picture by somebody with these habits (all of `HABITS`)."""
+
         def chance(habit):
             return rng.random() < habits[habit]
 
