@@ -1,7 +1,7 @@
 """A policy that sees: prompts name pictures, a vision-language model reads their pixels and writes about them.
 
-    policy = load_picture_policy("shapes")
-    policy.sample(["red_circle_top_left.png"])
+policy = load_picture_policy("shapes")
+policy.sample(["red_circle_top_left.png"])
 """
 
 from __future__ import annotations
@@ -125,22 +125,26 @@ class PicturePolicy(Policy):
         places = [self.model.config.image_token_id] * self.patches
         return Seen([self.tokenizer.bos_token_id, *places], self.pixels(prompt))
 
-    def _pad(self, heads: list[Seen], tails: list[list[int]]) -> PictureBatch:
-        batch = super()._pad(heads, tails)
+    def tokenize(self, prompts: list[str], completions: list, ended=True) -> tuple[list[Seen], list[list[int]]]:
+        """As in `Policy`; a prompt is the places of its picture, which no completion may hold."""
+        heads, tails = super().tokenize([""] * len(prompts), completions, ended)
+        for row, tail in enumerate(tails):
+            if self.model.config.image_token_id in tail:
+                raise AlignkitError(
+                    f"a completion can't hold the place of a picture: {completions[row]!r}; take it out"
+                )
+        return [self.prompt_ids(prompt) for prompt in prompts], tails
+
+    def pad(self, heads: list[Seen], tails: list[list[int]]) -> PictureBatch:
+        batch = super().pad(heads, tails)
         seen = [head.pixels for head in heads]
         pixels = torch.stack(seen) if seen else torch.zeros((0, self.side, self.side, 3), dtype=torch.uint8)
         return PictureBatch(batch.ids, batch.attention, batch.completion, batch.mask, pixels.to(self.device))
 
     # -- scoring and sampling ------------------------------------------------------------------------------------
 
-    def completion_ids(self, completion: str, ended: bool = True) -> list[int]:
-        ids = super().completion_ids(completion, ended)
-        if self.model.config.image_token_id in ids:
-            raise AlignkitError(f"a completion can't hold the place of a picture: {completion!r}; take it out")
-        return ids
-
     @contextmanager
-    def _reading(self, pixels: Tensor) -> Iterator[None]:
+    def seeing_only(self, pixels: Tensor) -> Iterator[None]:
         """Within it the model sees these pictures, and does not write the token that stands for a patch of one."""
 
         def silence(_module, _args, output):
@@ -156,13 +160,13 @@ class PicturePolicy(Policy):
             handle.remove()
 
     def logits(self, batch: PictureBatch) -> Tensor:
-        with self._reading(batch.pixels):
+        with self.seeing_only(batch.pixels):
             return super().logits(batch)
 
-    def _sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
+    def sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
         pixels = torch.stack([heads[i].pixels for i in owner.unique()])  # each distinct prompt is read once
-        with self._reading(pixels):
-            return super()._sample_rows(heads, owner, noise, temperature)
+        with self.seeing_only(pixels):
+            return super().sample_rows(heads, owner, noise, temperature)
 
 
 def _world_picture(prompt: str) -> np.ndarray:

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from alignkit import tokens
 from alignkit.errors import AlignkitError, ContextError
-from alignkit.files import DATA
+from alignkit.loading import MODELS, load_model
+from alignkit.sampling import Reading, continue_rows, draw, forward, is_recurrent, positions, select_rows
+from alignkit.tokens import LOGITS, Batch, Completion, Ended, Prompt, micro_batches, shuffled_batches
 
-MODELS = DATA / "models"
-Prompt = str | list[dict]  # plain text, or messages for a chat model
-
-
-@dataclass
-class Batch:
-    """Token ids of prompts (left-padded) followed by completions (right-padded), ready for one forward pass.
-
-    `ids` and `attention`: shape (N, P + T). `completion` and `mask`: shape (N, T); mask is 1 for tokens of the
-    completion, its end-of-sequence token included.
-    """
-
-    ids: Tensor
-    attention: Tensor
-    completion: Tensor
-    mask: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def rows(self, index) -> Batch:
-        """Some of the rows, trimmed to the longest of them on both sides."""
-        attention, mask = self.attention[index], self.mask[index]
-        prompt_width = self.ids.shape[1] - self.completion.shape[1]
-        first = int(attention[:, :prompt_width].sum(1).max()) if len(mask) else 0
-        last = int(mask.sum(1).max()) if len(mask) else 0
-        keep = slice(prompt_width - first, prompt_width + last)
-        return Batch(self.ids[index][:, keep], attention[:, keep], self.completion[index][:, :last], mask[:, :last])
+__all__ = [
+    "MODELS", "Batch", "Completion", "Policy", "Prompt", "Reading", "Rollout", "check_same_vocabulary", "copy_model",
+    "draw", "forward", "load_policy", "micro_batches", "positions", "select_rows", "shuffled_batches",
+]  # fmt: skip
+PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Rollout:
-    """Sampled completions: texts, their token batch, and which of them ended before the limit; N = prompts x n."""
+    """Sampled completions: texts, their token batch, and which of them ended before the limit; N = prompts x n.
+
+    To train on what was sampled, encode the ids: `policy.encode(rollout.prompts, rollout.batch.tails)`. To train on
+    the texts, say which of them ended: `policy.encode(rollout.prompts, rollout.completions, rollout.ended)`.
+    """
 
     prompts: list[Prompt]
     completions: list[str]
@@ -58,15 +44,22 @@ class Rollout:
 class Policy:
     """Wraps `model` and `tokenizer`; `name` is for showing.
 
+    `precision` "bf16" or "fp16" runs forward passes under autocast; the weights keep their type. `logit_budget`: how
+    many logits one forward pass may make (tokens x vocabulary), which bounds the memory of every method.
     `history` (a DataFrame, one row a step) and `spent` (what the treatment cost) are set by `alignkit.optimize`.
     """
 
-    def __init__(self, model, tokenizer, name: str = "policy"):
+    logit_budget = LOGITS
+
+    def __init__(self, model, tokenizer, name: str = "policy", precision: str | None = None):
         if tokenizer.eos_token_id is None:
             raise AlignkitError(f"the tokenizer of {name!r} has no end-of-sequence token; set tokenizer.eos_token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        if precision not in PRECISIONS:
+            raise AlignkitError(f"precision must be one of {', '.join(map(str, PRECISIONS))}, not {precision!r}")
+        self.model, self.tokenizer, self.name, self.precision = model.eval(), tokenizer, name, precision
+        self.adapted = True  # False: read as if the model had no adapters
         self.history = None
         self.spent: dict[str, float] = {}
 
@@ -76,12 +69,40 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """Longest sequence of tokens the model takes."""
-        return getattr(self.model.config, "max_position_embeddings", None) or 2048
+        """Longest sequence of tokens the model takes; without any limit of its own, as of Mamba, a billion."""
+        config = self.model.config.get_text_config()
+        names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
+        own = next((n for n in (getattr(config, name, None) for name in names) if n), None)
+        return own or min(self.tokenizer.model_max_length, 10**9)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits the model gives a token."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a completion: the tokenizer's end-of-sequence, and all of the model's generation_config."""
+        more = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        more = more if isinstance(more, list | tuple) else [more]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *(int(token) for token in more if token is not None)]))
 
     def copy(self, name: str | None = None) -> Policy:
-        """An independent copy: training it leaves this one as it is."""
-        return Policy(copy.deepcopy(self.model), self.tokenizer, name or self.name)
+        """An independent copy: training it leaves this one as it is. With adapters, the frozen base is shared."""
+        frozen = [p for p in self.model.parameters() if not p.requires_grad] if self.has_adapters else []
+        return Policy(copy_model(self.model, share=frozen), self.tokenizer, name or self.name, self.precision)
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def without_adapters(self, name: str | None = None) -> Policy:
+        """The same model (no weight is copied), read with its adapters switched off: the base as a reference."""
+        if not self.has_adapters:
+            raise AlignkitError(f"{self.name!r} has no adapters to switch off")
+        view = copy.copy(self)
+        view.adapted, view.name, view.history, view.spent = False, name or f"{self.name}, base", None, {}
+        return view
 
     def save(self, folder: str | Path) -> Path:
         """Write model (safetensors) and tokenizer in the Hub's format."""
@@ -91,69 +112,132 @@ class Policy:
 
     # -- text to tokens ------------------------------------------------------------------------------------------
 
+    def as_read(self, prompt: Prompt) -> Prompt:
+        """The prompt as the model reads it; a policy with a context in front of every prompt adds it here."""
+        return prompt
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: a string as it is, messages through the tokenizer's chat template."""
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
+        return tokens.prompt_ids(self.tokenizer, self.as_read(prompt))
 
     def completion_ids(self, completion: str, ended: bool = True) -> list[int]:
-        """Token ids of a completion, followed by the end-of-sequence token if it ended."""
-        ids = self.tokenizer(f" {completion}", add_special_tokens=False)["input_ids"] if completion else []
-        return ids + [self.tokenizer.eos_token_id] * ended
+        """Token ids of a text on its own, followed by the end-of-sequence token if it ended.
 
-    def encode(self, prompts: list[Prompt], completions: list[str], ended: bool = True) -> Batch:
-        """Tokens of prompts and completions. ContextError names the first row that does not fit the context."""
-        if len(prompts) != len(completions):
-            raise AlignkitError(f"{len(prompts)} prompts but {len(completions)} completions: one each is needed")
-        heads = [self.prompt_ids(p) for p in prompts]
-        tails = [self.completion_ids(c, ended) for c in completions]
+        What the same text becomes behind a prompt is told by `tokenize`: tokens may merge where the two meet.
+        """
+        return tokens.completion_ids(self.tokenizer, completion, ended)
+
+    def tokenize(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of each prompt and of its completion: see `alignkit.tokens.tokenize`."""
+        return tokens.tokenize(self.tokenizer, [self.as_read(prompt) for prompt in prompts], completions, ended)
+
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True) -> Batch:
+        """The rows of `tokenize` as a batch. ContextError names the first row that does not fit the context."""
+        return self._checked(*self.tokenize(prompts, completions, ended))
+
+    def encode_pairs(
+        self,
+        prompts: Sequence[Prompt],
+        chosen: Sequence[Completion],
+        rejected: Sequence[Completion],
+        ended: Ended = True,
+    ) -> Batch:
+        """All chosen, then all rejected rows (2N), as TRL's DPO makes them: both sides begin at the same token.
+
+        `ended`: one for all rows, or 2N. ContextError names the pair that does not fit.
+        """
+        n = len(prompts)
+        heads, tails = self.tokenize([*prompts, *prompts], [*chosen, *rejected], ended)
+        for a, b in zip(range(n), range(n, 2 * n), strict=True):
+            start = min(len(heads[a]), len(heads[b]))
+            for i in (a, b):
+                heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
+        return self._checked(heads, tails, n)
+
+    def _checked(self, heads: list[list[int]], tails: list[list[int]], n: int | None = None) -> Batch:
         for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
             if len(head) + len(tail) > self.context:
                 raise ContextError(
-                    f"row {row}: prompt ({len(head)} tokens) and completion ({len(tail)}) exceed the context of "
-                    f"{self.context} tokens of {self.name!r}; shorten or drop that row."
+                    f"row {row % (n or len(heads))}: prompt ({len(head)} tokens) and completion ({len(tail)}) exceed "
+                    f"the context of {self.context} tokens of {self.name!r}; shorten or drop that row."
                 )
-        return self._pad(heads, tails)
+        return self.pad(heads, tails)
 
-    def _pad(self, heads: list[list[int]], tails: list[list[int]]) -> Batch:
-        left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor(
-            [[pad] * (left - len(h)) + h + t + [pad] * (right - len(t)) for h, t in zip(heads, tails, strict=False)]
-        )
-        attention = torch.tensor([[0] * (left - len(h)) + [1] * (len(h) + len(t)) + [0] * (right - len(t))
-                                  for h, t in zip(heads, tails, strict=False)])  # fmt: skip
-        ids, attention = ids.to(self.device), attention.to(self.device)
-        return Batch(ids, attention, ids[:, left:], attention[:, left:])
+    def pad(self, heads: list[list[int]], tails: list[list[int]]) -> Batch:
+        """Token ids of prompts and completions as one batch."""
+        return tokens.pad(heads, tails, self.tokenizer.pad_token_id, self.device)
 
     # -- scoring -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it the model is read in this policy's precision, and without adapters if they are switched off."""
+        with ExitStack() as stack:
+            if self.precision:
+                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
+            if not self.adapted:
+                stack.enter_context(self.model.disable_adapter())
+            yield
 
     def logits(self, batch: Batch) -> Tensor:
         """Next-token logits at every position of the completions, shape (N, T, vocabulary); differentiable."""
         width = batch.completion.shape[1]
-        hidden = self.model(
-            input_ids=batch.ids,
-            attention_mask=batch.attention,
-            position_ids=positions(batch.attention),
-            logits_to_keep=width + 1,
-            use_cache=False,
-        ).logits
-        return hidden[:, :-1]
+        if is_recurrent(self.model):
+            return self._logits_without_padding(batch)
+        with self.reading():
+            out = forward(
+                self.model,
+                input_ids=batch.ids,
+                attention_mask=batch.attention,
+                position_ids=positions(batch.attention),
+                logits_to_keep=width + 1,
+                use_cache=False,
+            )
+        return out.logits[:, -width - 1 : -1]
+
+    def _logits_without_padding(self, batch: Batch) -> Tensor:
+        """For models with a state: rows begin at their first token, and all padding is behind them."""
+        start = batch.attention.argmax(1, keepdim=True)
+        place = torch.arange(batch.ids.shape[1], device=self.device) + start
+        with self.reading():
+            out = forward(self.model, input_ids=batch.ids.gather(1, place % batch.ids.shape[1]), use_cache=False).logits
+        width = batch.completion.shape[1]
+        before = torch.arange(-width - 1, -1, device=self.device) + batch.ids.shape[1] - start
+        return out.gather(1, before[..., None].expand(-1, -1, out.shape[-1]))
 
     def token_logprobs(self, batch: Batch) -> Tensor:
-        """log pi(token | what came before) for completion tokens, 0 where masked; shape (N, T); differentiable."""
+        """log pi(token | what came before) for completion tokens, 0 where masked; shape (N, T); differentiable.
+
+        A batch of more than `logit_budget` logits is read in micro-batches. Where a gradient is wanted, each of them
+        is read again in the backward pass (its logits and activations are not kept), so that memory stays that of one;
+        the result is the same up to rounding.
+        """
+        lengths, width = batch.attention.sum(1), batch.completion.shape[1]
+        if len(micro_batches(lengths, self.vocabulary, len(batch), self.logit_budget)) <= 1:
+            return self._token_logprobs(batch)
+        order, parts = lengths.argsort(), []
+        for part in micro_batches(lengths[order], self.vocabulary, len(batch), self.logit_budget):
+            rows = batch.rows(order[part])
+            again = torch.is_grad_enabled()
+            logp = checkpoint(self._token_logprobs, rows, use_reentrant=False) if again else self._token_logprobs(rows)
+            parts.append(F.pad(logp, (0, width - logp.shape[1])))
+        return torch.cat(parts)[order.argsort()]
+
+    def _token_logprobs(self, batch: Batch) -> Tensor:
         logits = self.logits(batch).float()
         logp = -F.cross_entropy(logits.flatten(0, 1), batch.completion.flatten(), reduction="none")
         return logp.view_as(batch.completion) * batch.mask
 
     @torch.no_grad()
-    def logprobs(self, prompts: list[Prompt], completions: list[str], batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, prompts: list[Prompt], completions: list[Completion], batch_size: int = 256
+    ) -> tuple[Tensor, Tensor]:
         """Per-token log-probabilities of completions (end-of-sequence included) and their mask, each (N, T)."""
         batch = self.encode(prompts, completions)
-        rows = torch.arange(len(batch)).split(batch_size)
         out = torch.zeros_like(batch.mask, dtype=torch.float32)
-        for part in rows:
+        for part in micro_batches(batch.attention.sum(1), self.vocabulary, batch_size, self.logit_budget):
             logp = self.token_logprobs(batch.rows(part))
             out[part, : logp.shape[1]] = logp
         return out, batch.mask
@@ -177,14 +261,17 @@ class Policy:
     ) -> Rollout:
         """Sample n completions for each prompt (N = prompts x n rows, a prompt's rows together).
 
-        Row i, token t consumes one uniform number fixed by (seed, i, t), so the result does not depend on batch_size.
-        `temperature` 0 is greedy. Sampling stops at end-of-sequence or after max_new_tokens.
+        Row i, token t consumes one uniform number fixed by (seed, i, t), so the result depends on batch_size by
+        rounding only: a token changes where its number lies within rounding of a bound between two tokens.
+        `temperature` 0 is greedy. Sampling stops at any of the model's end tokens or after max_new_tokens.
         """
         if not prompts or n < 1 or max_new_tokens < 1:
             raise AlignkitError(
                 f"nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}; all must be at "
                 "least 1"
             )
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise AlignkitError(f"temperature must be 0 (greedy) or above, and finite, not {temperature}")
         heads = [self.prompt_ids(p) for p in prompts]
         longest = max(map(len, heads), default=0)
         if longest + max_new_tokens > self.context:
@@ -196,58 +283,52 @@ class Policy:
         noise = torch.rand(len(heads) * n, max_new_tokens, generator=generator, dtype=torch.float64)
         owner = torch.arange(len(heads)).repeat_interleave(n)
         tails = []
-        for rows in torch.arange(len(owner)).split(batch_size):
-            tails += self._sample_rows(heads, owner[rows], noise[rows].to(self.device), temperature)
-        eos = self.tokenizer.eos_token_id
-        ended = torch.tensor([bool(t) and t[-1] == eos for t in tails])
-        texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended, strict=False)],
+        at_once = min(batch_size, max(1, self.logit_budget // self.vocabulary))  # each makes one token's logits
+        for rows in torch.arange(len(owner)).split(at_once):
+            tails += self.sample_rows(heads, owner[rows], noise[rows].to(self.device), temperature)
+        ended = torch.tensor([bool(t) and t[-1] in self.ends for t in tails])
+        texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended, strict=True)],
                                             skip_special_tokens=True)  # fmt: skip
-        everything = self._pad([heads[i] for i in owner], tails)
-        return Rollout([prompts[i] for i in owner], [t.strip() for t in texts], everything, ended)
+        everything = self.pad([heads[i] for i in owner], tails)
+        return Rollout([prompts[i] for i in owner], texts, everything, ended)
 
-    def _sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
-        """Sample one batch of rows: each distinct prompt is read once, rows that ended are dropped on the way."""
+    def sample_rows(
+        self, heads: list[list[int]], owner: Tensor, noise: Tensor, temperature: float = 1.0
+    ) -> list[list[int]]:
+        """Token ids sampled behind `heads[owner[i]]` for each row i, an end token included.
+
+        `owner`: shape (rows,). `noise`: uniform numbers in [0, 1), shape (rows, max_new_tokens). Each distinct prompt
+        is read once, and rows that ended are dropped on the way.
+        """
+        if is_recurrent(self.model) and len({len(heads[i]) for i in owner.tolist()}) > 1:  # no padding: by length
+            lengths = torch.tensor([len(heads[i]) for i in owner.tolist()])
+            tails: list[list[int]] = [[]] * len(owner)
+            for length in lengths.unique():
+                rows = (lengths == length).nonzero().squeeze(1)
+                for i, tail in zip(rows.tolist(), self.sample_rows(heads, owner[rows], noise[rows], temperature),
+                                   strict=True):  # fmt: skip
+                    tails[i] = tail
+            return tails
         distinct, which = owner.unique(return_inverse=True)
-        batch = self._pad([heads[i] for i in distinct], [[] for _ in distinct])
-        out = self.model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1,
-                         position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
-        cache, logits, attention = out.past_key_values, out.logits[:, -1], batch.attention
-        cache.batch_select_indices(which)
-        logits, attention = logits[which], attention[which]
-        position = attention.sum(1, keepdim=True)
-        alive = torch.arange(len(owner), device=self.device)
-        steps = noise.shape[1]
-        tokens = torch.full((len(owner), steps), self.tokenizer.eos_token_id, device=self.device)
-        lengths = torch.full((len(owner),), steps)
-        for t in range(steps):
-            token = _draw(logits, noise[alive, t], temperature)
-            tokens[alive, t] = token
-            going = token != self.tokenizer.eos_token_id
-            lengths[alive[~going].cpu()] = t + 1
-            if t + 1 == steps or not going.any():
-                break
-            if not going.all():
-                keep = going.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                alive, token, attention, position = alive[keep], token[keep], attention[keep], position[keep]
-            attention = F.pad(attention, (0, 1), value=1)
-            out = self.model(input_ids=token[:, None], attention_mask=attention, position_ids=position,
-                             past_key_values=cache, use_cache=True)  # fmt: skip
-            logits, position = out.logits[:, -1], position + 1
-        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=False)]
+        batch = self.pad([heads[i] for i in distinct], [[] for _ in distinct])
+        with self.reading():
+            reading = Reading(self.model, batch.ids, batch.attention)
+            reading.select(which.to(self.device))
+            return continue_rows(reading, noise, temperature, torch.tensor(self.ends, device=self.device))
 
 
-def positions(attention: Tensor) -> Tensor:
-    """Position of each token counted from the first one that is not padding."""
-    return (attention.cumsum(-1) - 1).clamp(min=0)
+def copy_model(model: nn.Module, share: Iterable[nn.Parameter] = ()) -> nn.Module:
+    """A deep copy of the model, but for the parameters in `share`: theirs is the same memory, to be left frozen."""
+    kept = {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in share}
+    return copy.deepcopy(model, kept)
 
 
 def check_same_vocabulary(policy: Policy, reference: Policy) -> None:
     """AlignkitError if the two do not share one vocabulary: their log-probabilities could not be compared."""
-    if policy.tokenizer is reference.tokenizer and policy.model.config.vocab_size == reference.model.config.vocab_size:
+    if policy.tokenizer is reference.tokenizer and policy.vocabulary == reference.vocabulary:
         return
     mine, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
-    sizes = policy.model.config.vocab_size, reference.model.config.vocab_size
+    sizes = policy.vocabulary, reference.vocabulary
     if mine == theirs and sizes[0] == sizes[1]:
         return
     only = sorted({*mine} ^ {*theirs})[:3]
@@ -257,65 +338,11 @@ def check_same_vocabulary(policy: Policy, reference: Policy) -> None:
     )
 
 
-def shuffled_batches(lengths: Tensor, batch_size: int, steps: int, seed: int) -> list[Tensor]:
-    """Row indices of each of `steps` minibatches: shuffled passes over all rows, laid end to end.
-
-    Rows of similar length share a minibatch, to spare padding: each window of 16 minibatches is sorted by length, cut,
-    and its minibatches are shuffled.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    n = len(lengths)
-    passes = -(-steps * batch_size // n)
-    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])[: steps * batch_size]
-    batches = []
-    for window in order.split(16 * batch_size):
-        parts = window[lengths[window].argsort(stable=True)].split(batch_size)
-        batches += [parts[i] for i in torch.randperm(len(parts), generator=generator)]
-    return batches
-
-
-def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """One token a row by inverting the cumulative distribution at `uniform` in [0, 1)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-
-
-def load_policy(name_or_path: str | Path, patient: int = 0, **options) -> Policy:
+def load_policy(name_or_path: str | Path, patient: int = 0, precision: str | None = None, **options) -> Policy:
     """A shipped policy ("assistant", with `patient` 0-4), a folder in the Hub's format, or a Hub id.
 
+    `precision`: as in `Policy`; `options`, such as dtype=torch.bfloat16, go to transformers' `from_pretrained`.
     Shipped names and folders touch no network. Only safetensors are read, and no code from a model is run.
     AlignkitError lists what is shipped if the name is none of these.
     """
-    folder = _shipped(str(name_or_path), patient) or Path(name_or_path)
-    local = folder.is_dir()
-    source = str(folder) if local else str(name_or_path)
-    if not local and ("/" not in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise AlignkitError(_no_policy(source, "no such folder or shipped policy"))
-    safe = {"trust_remote_code": False, "local_files_only": local}
-    if MODELS in folder.parents:
-        options.setdefault("dtype", torch.float32)  # some are shipped in half precision, to be small
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **safe, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        why = str(error).strip() or type(error).__name__
-        raise AlignkitError(_no_policy(source, why.splitlines()[0])) from error
-    return Policy(model, tokenizer, folder.name if local else source)
-
-
-def _shipped(name: str, patient: int) -> Path | None:
-    folder = MODELS / f"{name}-{patient % 5}"
-    return folder if Path(name).name == name and (folder / "config.json").is_file() else None
-
-
-def _no_policy(source: str, why: str) -> str:
-    names = sorted({p.parent.name.rsplit("-", 1)[0] for p in MODELS.glob("*/config.json")})
-    return (
-        f"could not load a policy from {source!r}: {why}. Give a shipped name "
-        f"({', '.join(names) or 'none built yet'}), "
-        "a folder with config.json, model.safetensors and a tokenizer, or a Hub id such as 'org/name' "
-        "(which needs a network or a local cache)."
-    )
+    return Policy(*load_model(name_or_path, patient, **options), precision)

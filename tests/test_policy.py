@@ -11,7 +11,7 @@ from conftest import weights_of
 from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from alignkit import optimize, policy, rewards
+from alignkit import loading, optimize, rewards
 from alignkit.errors import AlignkitError, ContextError
 from alignkit.lab.build import make_policy
 from alignkit.policy import Policy, load_policy, shuffled_batches
@@ -264,7 +264,7 @@ def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path):
 
 
 def test_without_shipped_models_the_message_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(policy, "MODELS", tmp_path)
+    monkeypatch.setattr(loading, "MODELS", tmp_path)
     with pytest.raises(AlignkitError, match="none built yet"):
         load_policy("assistant")
 

@@ -26,14 +26,18 @@ SEQUENCES, LONG = 8_000, {"context": 256, "batch_size": 32, "rate": 4e-3}  # of 
 
 
 def make_tokenizer(vocabulary: list[str], context: int) -> PreTrainedTokenizerFast:
-    """One token a word; a prompt gets <bos> in front, a completion follows it directly."""
+    """One token a word; a prompt gets <bos> in front, a completion follows after a space: only spaces part words."""
     words = {word: i for i, word in enumerate(SPECIAL + vocabulary)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", words["<bos>"])])
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, **names, model_max_length=context, clean_up_tokenization_spaces=False
+        tokenizer_object=raw,
+        **names,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+        completion_prefix=" ",
     )
 
 

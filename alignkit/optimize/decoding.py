@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.policy import Batch, Policy, Prompt, Rollout, _draw, positions
+from alignkit.policy import Batch, Policy, Prompt, Rollout, draw, positions
 from alignkit.rewards.base import Reward, as_reward
 from alignkit.rewards.model import RewardModel
 
@@ -176,7 +176,7 @@ class ModelGuide(Guide):
 
     def start(self, prompts: list[Prompt]) -> None:
         codec = self.model.codec
-        batch = codec._pad([codec.prompt_ids(prompt) for prompt in prompts], [[] for _ in prompts])
+        batch = codec.pad([codec.prompt_ids(prompt) for prompt in prompts], [[] for _ in prompts])
         out = self.model.model.base_model(input_ids=batch.ids, attention_mask=batch.attention,
                                           position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
         self.cache, self.read = out.past_key_values, batch.attention.bool()
@@ -239,9 +239,9 @@ class Guided(Policy):
             raise AlignkitError(f"the guide's tokenizer is not that of {policy.name!r}, so their tokens differ; fit "
                                 "the guide with this policy as its backbone")  # fmt: skip
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
+    def as_read(self, prompt: Prompt) -> Prompt:
         """As the policy itself reads the prompt."""
-        return self.policy.prompt_ids(prompt)
+        return self.policy.as_read(prompt)
 
     def logits(self, batch):
         """Not known without writing: AlignkitError."""
@@ -267,10 +267,10 @@ class Guided(Policy):
         plain = super().rollout(prompts, n, *args, **options)
         return GuidedRollout(plain.prompts, plain.completions, plain.batch, plain.ended, torch.cat(self._kl))
 
-    def _sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
+    def sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
         """As in `Policy`, with the guide beside it."""
         self.guide.start([self._asked[i] for i in owner])
-        batch = self._pad([heads[i] for i in owner], [[] for _ in owner])
+        batch = self.pad([heads[i] for i in owner], [[] for _ in owner])
         out = self.model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1,
                          position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
         cache, logits, attention = out.past_key_values, out.logits[:, -1], batch.attention
@@ -280,7 +280,7 @@ class Guided(Policy):
         for t in range(noise.shape[1]):
             candidates, tilted, moved = self._tilt(logits, temperature)
             kl[alive.cpu()] += moved.cpu()
-            choice = _draw(tilted, noise[alive, t], temperature)
+            choice = draw(tilted, noise[alive, t], temperature)
             token = candidates.gather(1, choice[:, None]).squeeze(1)
             for row, chosen in zip(alive.tolist(), token.tolist(), strict=True):
                 tails[row].append(chosen)
@@ -330,7 +330,7 @@ def blockwise(
         noise = torch.rand(len(prompts) * n, more, generator=generator, dtype=torch.float64).view(len(prompts), n, more)
         owner = torch.arange(len(going)).repeat_interleave(n)
         begun = [heads[i] + written[i] for i in going]
-        tails = policy._sample_rows(begun, owner, noise[going].flatten(0, 1).to(policy.device), 1.0)
+        tails = policy.sample_rows(begun, owner, noise[going].flatten(0, 1).to(policy.device), 1.0)
         tails = [written[going[i]] + tail for i, tail in zip(owner.tolist(), tails, strict=True)]
         scores = _values(value, [prompts[going[i]] for i in owner.tolist()], tails).view(len(going), n)
         for place, best in enumerate(scores.argmax(1).tolist()):
@@ -343,6 +343,6 @@ def blockwise(
 
 def _values(model: RewardModel, prompts: list, tails: list[list[int]]) -> Tensor:
     """The model's score of each beginning, given as token ids, shape (N,)."""
-    batch = model.codec._pad([model.codec.prompt_ids(prompt) for prompt in prompts], tails)
+    batch = model.codec.pad([model.codec.prompt_ids(prompt) for prompt in prompts], tails)
     values = running(model.outputs_by_token(batch)[..., 0], batch.mask, model.pooling)
     return values[torch.arange(len(values)), batch.mask.sum(1) - 1]

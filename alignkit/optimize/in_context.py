@@ -49,15 +49,15 @@ class InContext(Policy):
         inner = Policy(self.model, self.tokenizer, self.name).copy(name)
         return InContext(inner, self.demonstrations, self.principle, room=0, name=inner.name)
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of the context followed by the prompt."""
+    def as_read(self, prompt: Prompt) -> Prompt:
+        """The context followed by the prompt."""
         if isinstance(prompt, str):
             parts = [self.principle] * bool(self.principle) + [f"{q} {a}" for q, a in self.demonstrations]
-            return super().prompt_ids(f" {self.tokenizer.eos_token} ".join([*parts, prompt]))
+            return f" {self.tokenizer.eos_token} ".join([*parts, prompt])
         turns = [{"role": "system", "content": self.principle}] * bool(self.principle)
         for asked, answer in self.demonstrations:
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        return super().prompt_ids([*turns, *prompt])
+        return [*turns, *prompt]
 
 
 def shuffled_answers(demonstrations: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
@@ -85,7 +85,7 @@ def kl_to(policy: Policy, reference: Policy, prompts: list, n: int = 16, seed: i
     for rows in torch.arange(len(rollout.batch)).split(256):
         mine = rollout.batch.rows(rows)
         tails = [row[keep.bool()].tolist() for row, keep in zip(mine.completion, mine.mask, strict=True)]
-        theirs = reference._pad([reference.prompt_ids(rollout.prompts[i]) for i in rows], tails)
+        theirs = reference.pad([reference.prompt_ids(rollout.prompts[i]) for i in rows], tails)
         logp, logq = (torch.log_softmax(p.logits(b).float(), -1) for p, b in ((policy, mine), (reference, theirs)))
         totals.append(((logp.exp() * (logp - logq)).sum(-1) * mine.mask).sum(1))
     return torch.cat(totals).double().view(len(prompts), n).mean(1).cpu().numpy()

@@ -61,7 +61,7 @@ class WrittenReward(Reward):
                     f"row {row}: {len(head) + len(tail)} tokens to judge exceed the context of {self.policy.context}; "
                     "shorten that row, or fit the judge with more `context`"
                 )
-        return self.policy._pad(heads, tails)
+        return self.policy.pad(heads, tails)
 
     @torch.no_grad()
     def next_logits(self, prompts: list[str], said: list[str], batch_size: int = 512) -> Tensor:

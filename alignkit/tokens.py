@@ -1,0 +1,187 @@
+"""From text to token ids to batches, as TRL makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import AlignkitError
+
+Prompt = str | list[dict]  # plain text, or messages for a chat model
+Completion = str | list[dict] | list[int]  # text, messages, or token ids that were sampled
+Ended = bool | Sequence[bool] | Tensor  # whether a completion ended: one for all rows, or one a row
+LOGITS = 2**27  # logits of one forward pass: 0.5 GB in float32
+
+
+@dataclass
+class Batch:
+    """Token ids of prompts (left-padded) followed by completions (right-padded), ready for one forward pass.
+
+    `ids` and `attention`: shape (N, P + T). `completion` and `mask`: shape (N, T); mask is 1 for tokens of the
+    completion, its end-of-sequence token included.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    completion: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index) -> Batch:
+        """Some of the rows, trimmed to the longest of them on both sides."""
+        attention, mask = self.attention[index], self.mask[index]
+        prompt_width = self.ids.shape[1] - self.completion.shape[1]
+        first = int(attention[:, :prompt_width].sum(1).max()) if len(mask) else 0
+        last = int(mask.sum(1).max()) if len(mask) else 0
+        keep = slice(prompt_width - first, prompt_width + last)
+        return Batch(self.ids[index][:, keep], attention[:, keep], self.completion[index][:, :last], mask[:, :last])
+
+    @property
+    def tails(self) -> list[list[int]]:
+        """The token ids of each completion, without padding: what `Policy.encode` takes as they are."""
+        return [row[:n] for row, n in zip(self.completion.tolist(), self.mask.sum(1).tolist(), strict=True)]
+
+
+def pad(heads: list[list[int]], tails: list[list[int]], padding: int, device: torch.device | None = None) -> Batch:
+    """Token ids of prompts and completions as one batch; `padding`: the id that fills it."""
+    left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
+    rows = list(zip(heads, tails, strict=True))
+    ids = torch.tensor([[padding] * (left - len(h)) + h + t + [padding] * (right - len(t)) for h, t in rows])
+    attention = torch.tensor([[0] * (left - len(h)) + [1] * (len(h) + len(t)) + [0] * (right - len(t))
+                              for h, t in rows])  # fmt: skip
+    ids, attention = (x.long().view(len(rows), left + right).to(device) for x in (ids, attention))
+    return Batch(ids, attention, ids[:, left:], attention[:, left:])
+
+
+def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return templated(tokenizer, prompt, add_generation_prompt=True)
+
+
+def completion_ids(tokenizer, completion: str, ended: bool = True) -> list[int]:
+    """Token ids of a text on its own, followed by the end-of-sequence token if it ended."""
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"] if completion else []
+    return ids + [tokenizer.eos_token_id] * (ended and ids[-1:] != [tokenizer.eos_token_id])
+
+
+def templated(tokenizer, messages: list[dict], **options) -> list[int]:
+    """Token ids of messages; AlignkitError if the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise AlignkitError(
+            "there are messages, but the tokenizer has no chat template; write prompts and completions as text, or set "
+            "tokenizer.chat_template"
+        )
+    return tokenizer.apply_chat_template(messages, return_dict=False, **options)
+
+
+def appended(tokenizer) -> int:
+    """How many special tokens the tokenizer itself puts behind a text."""
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return next((len(whole) - i - len(bare) for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+
+
+def tokenize(
+    tokenizer, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each prompt and of its completion, as TRL 1.16 makes them for SFT, KTO and reward models.
+
+    Text behind text: the two are joined as they stand, the end-of-sequence token is added unless it is there, and the
+    whole is tokenized at once. Messages behind messages: the chat template is applied to the whole, and adds what ends
+    a turn; no further token is. In both cases the completion begins at the first token that differs from the prompt
+    tokenized alone (with the template's generation prompt). TRL's DPO lets both sides of a pair begin at the earlier
+    place (`Policy.encode_pairs`); its reward trainer takes the same ids and knows no completion mask.
+
+    Two kinds TRL has not: text behind messages follows the generation prompt, tokenized on its own, and token ids are
+    taken as they are, `ended` or not. Between text and text stands the tokenizer's `completion_prefix`
+    (tokenizer_config.json): nothing, but for tokenizers that split at whitespace only, such as those of the worlds.
+
+    Where `ended` is False, no end token follows the last word.
+    """
+    n = len(prompts)
+    if n != len(completions):
+        raise AlignkitError(f"{n} prompts but {len(completions)} completions: one each is needed")
+    ended = [ended] * n if isinstance(ended, bool) else [bool(e) for e in ended]
+    if len(ended) != n:
+        raise AlignkitError(f"{n} rows but {len(ended)} values of `ended`: one each is needed, or one for all")
+    heads: list[list[int]] = [[]] * n
+    tails: list[list[int]] = [[]] * n
+    texts = [i for i in range(n) if isinstance(prompts[i], str) and isinstance(completions[i], str)]
+    if texts:
+        prefix, end = tokenizer.init_kwargs.get("completion_prefix", ""), tokenizer.eos_token
+        said = [completions[i] + end * (ended[i] and not completions[i].endswith(end)) for i in texts]
+        alone = tokenizer([prompts[i] for i in texts])["input_ids"]
+        whole = tokenizer([prompts[i] + prefix + text for i, text in zip(texts, said, strict=True)])["input_ids"]
+        extra = 0 if all(ended) else appended(tokenizer)
+        for i, head, ids in zip(texts, alone, whole, strict=True):
+            heads[i], tails[i] = _parted(head, ids if ended[i] else ids[: len(ids) - extra])
+    for i in {*range(n)} - {*texts}:
+        heads[i], tails[i] = _tokenize_row(tokenizer, i, prompts[i], completions[i], ended[i])
+    return heads, tails
+
+
+def _tokenize_row(tokenizer, row: int, prompt: Prompt, completion: Completion, ended: bool):
+    """`tokenize` for one row with messages or token ids."""
+    head = prompt_ids(tokenizer, prompt)
+    if isinstance(completion, str):
+        return head, completion_ids(tokenizer, completion, ended)
+    if not completion or not isinstance(completion[0], dict):
+        return head, list(completion)
+    if isinstance(prompt, str):
+        raise AlignkitError(f"row {row}: the completion is messages, but the prompt is text; make both the same")
+    try:
+        return _parted(head, templated(tokenizer, [*prompt, *completion], continue_final_message=not ended))
+    except ValueError as error:
+        raise AlignkitError(f"row {row}: the chat template can't leave this turn unfinished: {error}") from error
+
+
+def _parted(head: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """`whole` up to where it differs from `head`, and the rest."""
+    start = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), min(len(head), len(whole)))
+    return whole[:start], whole[start:]
+
+
+def micro_batches(lengths: Tensor, vocabulary: int, rows: int, budget: int = LOGITS) -> list[Tensor]:
+    """Row indices of consecutive micro-batches: at most `rows` rows and `budget` logits each, at least one row.
+
+    `lengths`: tokens of each row, shape (N,), in the order in which rows are to be read. A micro-batch counts as (its
+    rows) x (its longest row) x `vocabulary` logits. Where the budget doesn't bind, as for small vocabularies, the
+    result is `torch.arange(N).split(rows)`. Sort by length first and take `order[part]` to spare padding:
+
+        order = lengths.argsort()
+        for part in micro_batches(lengths[order], policy.vocabulary, rows=512):
+            out[order[part]] = policy.token_logprobs(batch.rows(order[part])).sum(1)
+    """
+    parts = []
+    for block in torch.arange(len(lengths)).split(rows):
+        first, longest = 0, 0
+        for i, length in enumerate(lengths[block.to(lengths.device)].tolist()):
+            longest = max(longest, length)
+            if i > first and (i + 1 - first) * longest * vocabulary > budget:
+                parts.append(block[first:i])
+                first, longest = i, length
+        parts.append(block[first:])
+    return parts
+
+
+def shuffled_batches(lengths: Tensor, batch_size: int, steps: int, seed: int) -> list[Tensor]:
+    """Row indices of each of `steps` minibatches: shuffled passes over all rows, laid end to end.
+
+    Rows of similar length share a minibatch, to spare padding: each window of 16 minibatches is sorted by length, cut,
+    and its minibatches are shuffled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(lengths)
+    passes = -(-steps * batch_size // n)
+    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])[: steps * batch_size]
+    batches = []
+    for window in order.split(16 * batch_size):
+        parts = window[lengths[window].argsort(stable=True)].split(batch_size)
+        batches += [parts[i] for i in torch.randperm(len(parts), generator=generator)]
+    return batches
