@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 from alignkit import evaluation, rewards, worlds
 from alignkit.errors import AlignkitError, ContextError
+from alignkit.lab import build
 from alignkit.lab.build import build_models
 from alignkit.optimize.decoding import (
     FunctionGuide,
@@ -259,7 +260,7 @@ def load_folder(k):
 
 def test_building_readers_is_reproducible(tmp_path, monkeypatch):
     monkeypatch.setattr("alignkit.lab.build.SEQUENCES", 20)
-    monkeypatch.setitem(__import__("alignkit.lab.build").build.LONG, "batch_size", 2)
+    monkeypatch.setitem(build.LONG, "batch_size", 2)
     one, two = (build_models("authors", seeds=(1,), out=tmp_path / name, steps=2)[0] for name in "ab")
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     built = load_policy(one)
