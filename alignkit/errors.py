@@ -1,5 +1,11 @@
 """Errors a user can act on: each message names the place and the remedy."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AlignkitError(ValueError):
     """Something the caller can mend. The command line prints it as one line, without a traceback."""
@@ -15,3 +21,19 @@ class RewardError(AlignkitError):
 
 class ContextError(AlignkitError):
     """A prompt with its completion does not fit into the model's context."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """`with needs("checkup"): import datasketch`: where a package of an extra is missing, the error names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "alignkit").split(".")[0] == "alignkit":
+            raise
+        raise AlignkitError(f"this needs {error.name}; install it with: pip install 'alignkit[{extra}]'") from error
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere as a terminal may show it: escapes and other control characters are spelled out."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)

@@ -37,3 +37,8 @@ def write_atomic(path: str | Path, text: str | bytes) -> Path:
             "free some space or choose another folder, and run again."
         ) from error
     return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Make a folder if it isn't there, and see that files can be written in it; AlignkitError if not."""
+    write_atomic(Path(folder) / ".alignkit", "").unlink()

@@ -5,13 +5,14 @@ One real sweep (two notebooks, one failing) is run once and looked at by many te
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -19,8 +20,9 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.errors import AlignkitError
+from alignkit.lab import clean
 from alignkit.lab import sweep as runner
-from alignkit.lab.sweep import Job, clean, worker
+from alignkit.lab.worker import Execution, Job
 
 CLAIM = {
     "id": "gap",
@@ -82,7 +84,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture
 def again(sweep, tmp_path, monkeypatch):
-    """A copy of the sweep's good job to work on, and no way to start a worker."""
+    """A copy of the sweep's good job to work on, and no way to execute it."""
     _, good, _, outcomes = sweep
     notebook = write_notebook(tmp_path / "01_good.ipynb", *GOOD)
     job = job_for(notebook, tmp_path / "runs")
@@ -93,10 +95,10 @@ def again(sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump([CLAIM]))
 
-    def no_worker(*_):
-        raise AssertionError("a worker was started")
+    def no_kernel(*_):
+        raise AssertionError("a kernel was started")
 
-    monkeypatch.setattr("alignkit.lab.sweep._Sweep._work", no_worker)
+    monkeypatch.setattr("alignkit.lab.sweep.Execution.work", no_kernel)
     return job
 
 
@@ -137,7 +139,7 @@ def test_kernel_is_this_interpreter_on_one_thread_in_the_notebooks_folder(sweep)
 def test_executed_copy_has_no_traces_of_the_run(sweep):
     _, good, _, outcomes = sweep
     text = Path(outcomes["01_good"].job.executed).read_text()
-    for trace in ("injected", "papermill", "epilogue", "widget", "iopub", "it/s", str(Path.home()) + "/"):
+    for trace in ("epilogue", "widget", "iopub", "it/s", str(Path.home()) + "/"):
         assert trace not in text, trace
     executed, source = nbformat.reads(text, as_version=4), nbformat.read(good, as_version=4)
     nbformat.validate(executed)
@@ -182,7 +184,7 @@ def run_again(job, **options):
 def test_what_is_done_and_unchanged_is_skipped(again):
     outcome = run_again(again)
     assert outcome.status == "skipped" and outcome.seconds > 0
-    with pytest.raises(AssertionError, match="worker"):
+    with pytest.raises(AssertionError, match="kernel"):
         run_again(again, fresh=True)
 
 
@@ -281,7 +283,7 @@ def test_a_full_disk_fails_one_job_and_not_the_others(again, tmp_path, monkeypat
         raise AlignkitError(f"could not write {path}: No space left on device")
 
     monkeypatch.setattr("alignkit.lab.sweep.write_atomic", full)
-    monkeypatch.setattr("alignkit.lab.sweep._Sweep._work", lambda *_: {"status": "done", "seconds": 1.0})
+    monkeypatch.setattr("alignkit.lab.sweep.Execution.work", lambda _: {"status": "done", "seconds": 1.0})
     monkeypatch.setattr("alignkit.lab.sweep._goes_in_place", lambda profile, seed: seed == 0)
     monkeypatch.setattr(
         "alignkit.lab.sweep.put_in_place",
@@ -292,42 +294,74 @@ def test_a_full_disk_fails_one_job_and_not_the_others(again, tmp_path, monkeypat
     assert "No space left" in outcomes[0].message
 
 
-def test_a_worker_that_dies_is_reported(again, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(
-        "alignkit.lab.sweep.command", lambda job: [sys.executable, "-c", "raise SystemExit('it broke')"]
-    )
-    outcome = run_again(again, fresh=True)
-    assert outcome.status == "failed" and outcome.message == "it broke"
+def test_a_kernel_that_is_killed_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    killed = write_notebook(tmp_path / "01_x.ipynb", "x = 1", "import os; os.kill(os.getpid(), 9)", "y = 2")
+    good = write_notebook(tmp_path / "02_y.ipynb", "x = 1")
+    (tmp_path / "claims.yaml").write_text("[]")
+    monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
+    first, second = runner.run([killed, good], out=tmp_path / "runs", jobs=1, timeout=60)
+    assert (first.status, first.cell, second.status) == ("failed", 3, "done")
+    assert "memory" in first.message
+    partial = nbformat.read(first.job.failed, as_version=4)
+    assert [cell.execution_count for cell in partial.cells[1:3]] == [1, 2]
+
+
+def failed(job):
+    found = Execution(job).work()
+    assert found["status"] == "failed"
+    return found["message"]
 
 
 def test_a_notebook_without_parameters_cell_is_told_the_remedy(tmp_path):
     notebook = write_notebook(tmp_path / "01_x.ipynb", "x = 1", parameters=None)
-    found = worker.work(job_for(notebook, tmp_path), lambda **_: None)
-    assert found["status"] == "failed" and "tagged 'parameters'" in found["message"]
+    assert "tagged 'parameters'" in failed(job_for(notebook, tmp_path))
 
 
 def test_a_parameter_the_notebook_does_not_have_is_named(tmp_path):
     notebook = write_notebook(tmp_path / "01_x.ipynb", "x = 1")
-    found = worker.work(job_for(notebook, tmp_path, beta=1), lambda **_: None)
-    assert "does not set beta; it sets seed, profile" in found["message"]
+    assert "does not set beta; it sets seed, profile" in failed(job_for(notebook, tmp_path, beta=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{}", "not a notebook"), ("{", "not a notebook"), ('{\n<<<<<<< HEAD\n "cells": []', "line 2"),
+     (None, "can't read")],
+)  # fmt: skip
+def test_what_is_no_notebook_is_told(tmp_path, text, told):
+    notebook = tmp_path / "01_x.ipynb"
+    if text is not None:
+        notebook.write_text(text)
+    message = failed(job_for(notebook, tmp_path))
+    assert told in message and str(notebook) in message
 
 
 def test_timeouts_and_dead_kernels_are_in_plain_words(tmp_path):
-    job = job_for(write_notebook(tmp_path / "01_x.ipynb", "x = 1"), tmp_path)
-    execution = worker.Execution(nbformat.v4.new_notebook(), job, lambda **_: None)
+    execution = Execution(job_for(write_notebook(tmp_path / "01_x.ipynb", "x = 1"), tmp_path))
     execution.number, execution.cell = 4, nbformat.v4.new_code_cell("# why\ntrain()")
-    found = worker.failure(CellTimeoutError("late"), execution)
-    assert found["message"].startswith("not done after 60 s") and (found["cell"], found["line"]) == (
-        4,
-        "train()",
-    )
-    assert "memory" in worker.failure(DeadKernelError("gone"), execution)["message"]
+    found = execution.failure(CellTimeoutError("late"))
+    assert found["message"].startswith("not done after 60 s") and (found["cell"], found["line"]) == (4, "train()")
+    assert "memory" in execution.failure(DeadKernelError("gone"))["message"]
 
 
-def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch):
+def test_the_terminal_gets_no_escapes_from_a_notebook(tmp_path):
+    execution = Execution(job_for(write_notebook(tmp_path / "01_x.ipynb", "x = 1"), tmp_path))
+    message = execution.failure(AlignkitError("red \x1b[31mtext\x07\nnext"))["message"]
+    assert message == "red \\x1b[31mtext\\x07\nnext"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(again, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AlignkitError, match="could not write"):
+        runner.run([again.notebook], out=tmp_path / "file" / "runs", fresh=True)
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch, presses):
     fast = write_notebook(tmp_path / "01_quick.ipynb", "x = 1")
-    slow = write_notebook(tmp_path / "02_slow.ipynb", "import time; time.sleep(100)")
+    told = tmp_path / "pid"  # the kernel's, and a process that it started
+    start = f"import os, subprocess\nchild = subprocess.Popen(['sleep', '100'])\nopen({str(told) + '.part'!r}, 'w').write"
+    start += f"(f'{{os.getpid()}} {{child.pid}}')\nos.replace({str(told) + '.part'!r}, {str(told)!r})"
+    slow = write_notebook(tmp_path / "02_slow.ipynb", start, "import time; time.sleep(100)")
     (tmp_path / "claims.yaml").write_text("[]")
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
     command = [sys.executable, "-c", "from alignkit.lab.cli import main; main()", "run", fast.name, slow.name]
@@ -335,19 +369,36 @@ def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch):
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     said = ""
-    while not ("02_slow seed 0: 2 code cells" in said and "01_quick seed 0: done" in said):
+    while not ("02_slow seed 0: 3 code cells" in said and "01_quick seed 0: done" in said):
         line = sweep.stderr.readline()
         assert line, f"the sweep ended early: {said}"
         said += line
-    family = psutil.Process(sweep.pid).children(recursive=True)
-    sweep.send_signal(signal.SIGINT)
-    _, error = sweep.communicate(timeout=30)
+    wait_for(told.exists)
+    for _ in range(presses):
+        sweep.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, error = sweep.communicate(timeout=60)
     assert sweep.returncode == 130 and "interrupted" in error and "Traceback" not in error
-    assert family and not any(process.is_running() for process in family)  # workers and kernels are gone
+    wait_for(lambda: not any(map(alive, told.read_text().split())))
     left = sorted(path.name for path in (tmp_path / "runs").rglob("*") if path.is_file())
     assert left == ["standard-seed0.ipynb", "standard-seed0.json"]
     for notebook, finished in ((fast, True), (slow, False)):
         assert runner.done_before(job_for(notebook, tmp_path / "runs")) == finished
+
+
+def alive(pid):
+    """Whether this very process still runs: one that has ended and is not yet waited for doesn't."""
+    try:
+        return re.search(r"\) ([A-Z])", Path(f"/proc/{pid}/stat").read_text())[1] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 # --- names and seeds
@@ -405,7 +456,7 @@ def test_parameters_keep_comments_and_spelling():
 def test_stderr_keeps_only_what_matters(stream, left):
     output = nbformat.v4.new_output("stream", name="stderr", text=stream)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", execution_count=9, outputs=[output])])
-    (cell,) = clean.clean(notebook, {}).cells
+    (cell,) = clean.clean(notebook).cells
     assert "".join(output.text for output in cell.outputs) == left
     assert cell.execution_count == 1
 
@@ -414,7 +465,7 @@ def test_cells_without_ids_get_stable_ones():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("a"), nbformat.v4.new_code_cell("b")])
     for cell in notebook.cells:
         del cell["id"]
-    assert [cell.id for cell in clean.clean(notebook, {}).cells] == ["cell-01", "cell-02"]
+    assert [cell.id for cell in clean.clean(notebook).cells] == ["cell-01", "cell-02"]
     nbformat.validate(notebook)
 
 

@@ -1,6 +1,6 @@
 """Executed notebooks without the traces of the run, so that a diff shows what changed for the reader.
 
-Gone are injected cells, timings, widgets, progress bars, harmless warnings, absolute paths, memory addresses
+Gone are the runner's own cell, timings, widgets, progress bars, harmless warnings, absolute paths, memory addresses
 and the language's version; execution counts run from 1, cell ids stay as they were.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from nbformat import NotebookNode
 
 from alignkit.errors import AlignkitError
@@ -26,7 +27,6 @@ LANGUAGE = {
     "pygments_lexer": "ipython3",
 }
 EPILOGUE = "alignkit-epilogue"
-INJECTED = "injected-parameters"
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(it|\S+) \[\d\d:\d\d.*\]|\[A$")
 HARMLESS = re.compile(
     r"TqdmWarning|IProgress not found|from \.autonotebook import|frozen modules|PYDEVD_DISABLE|"
@@ -34,6 +34,22 @@ HARMLESS = re.compile(
     r"process just got forked|To disable this warning, you can either|TOKENIZERS_PARALLELISM|"
     r"Avoid using `tokenizers` before the fork|^\s*warnings\.warn\($"
 )
+
+
+def read_notebook(path: str | Path) -> NotebookNode:
+    """The notebook in a file. Raises AlignkitError naming the file where it is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise AlignkitError(f"can't read the notebook {path}: {error}") from error
+    conflict = re.search(r"^(<{7}|>{7}) ", text, flags=re.MULTILINE)
+    if conflict:
+        line = text.count("\n", 0, conflict.start()) + 1
+        raise AlignkitError(f"{path} has the conflict marks of a merge (line {line}); choose a side and save it again")
+    try:
+        return nbformat.reads(text, as_version=4)
+    except Exception as error:  # nbformat raises several kinds for files that are no notebooks
+        raise AlignkitError(f"{path} is not a notebook: {error}") from error
 
 
 def tagged(notebook: NotebookNode, tag: str) -> int | None:
@@ -79,24 +95,17 @@ def set_parameters(source: str, values: Mapping[str, Any]) -> str:
     return text.decode()
 
 
-def clean(notebook: NotebookNode, values: Mapping[str, Any]) -> NotebookNode:
-    """Strip an executed notebook in place; `values`, the run's parameters, go into the parameters cell."""
-    extra = {INJECTED, EPILOGUE}
-    notebook.cells = [cell for cell in notebook.cells if not extra & set(cell.metadata.get("tags", []))]
-    position = tagged(notebook, "parameters")
-    if position is not None:
-        cell = notebook.cells[position]
-        cell.source = set_parameters(cell.source, values)
-    for key in ("papermill", "widgets"):
-        notebook.metadata.pop(key, None)
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Strip an executed notebook in place."""
+    notebook.cells = [cell for cell in notebook.cells if EPILOGUE not in cell.metadata.get("tags", [])]
+    notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = NotebookNode(KERNELSPEC)
     notebook.metadata["language_info"] = NotebookNode(LANGUAGE)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     count = 0
     for number, cell in enumerate(notebook.cells, 1):
         cell.setdefault("id", f"cell-{number:02d}")
-        for key in ("execution", "papermill"):
-            cell.metadata.pop(key, None)
+        cell.metadata.pop("execution", None)
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
         if cell.cell_type == "code":
@@ -116,7 +125,7 @@ def with_outputs(notebook: NotebookNode, executed: NotebookNode) -> NotebookNode
         now.outputs, now.execution_count = before.outputs, before.execution_count
         if "parameters" in now.metadata.get("tags", []):
             now.source = before.source
-    return clean(notebook, {})
+    return clean(notebook)
 
 
 def _clean_code(cell: NotebookNode, count: int | None) -> None:

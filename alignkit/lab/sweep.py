@@ -7,27 +7,26 @@ The notebook is the experiment; this only runs it with other parameters and keep
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import tempfile
+import signal
+import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import psutil
+from tqdm import tqdm
 
 from alignkit import claims
 from alignkit.claims import fingerprint
-from alignkit.errors import AlignkitError
-from alignkit.files import NOTEBOOKS, write_atomic
-from alignkit.lab import progress
-from alignkit.lab.clean import with_outputs
-from alignkit.lab.job import Job, command
+from alignkit.errors import AlignkitError, printable
+from alignkit.files import NOTEBOOKS, check_folder, write_atomic
+from alignkit.lab.clean import read_notebook, with_outputs
+from alignkit.lab.worker import Execution, Job
 
 SHOWN_SEED, SHOWN_PROFILE = 0, "standard"  # what the committed notebooks are executed with
 
@@ -129,7 +128,7 @@ def run(
     """Execute notebooks at all seeds, `jobs` at a time; one Outcome each, failed ones included.
 
     `timeout` is in seconds per notebook. With `in_place`, evidence goes to `results` as well, and the
-    executed notebook of seed 0 replaces its source. KeyboardInterrupt stops the workers and leaves finished
+    executed notebook of seed 0 replaces its source. KeyboardInterrupt ends the kernels and leaves finished
     jobs to be skipped.
     """
     parameters = dict(parameters or {})
@@ -140,6 +139,7 @@ def run(
     if in_place:
         _check_in_place(profile, seeds, parameters)
     paths, out = find(notebooks), Path(out).resolve()
+    check_folder(out)  # before anything runs for a minute
     todo = [
         Job(
             notebook=str(path),
@@ -153,97 +153,97 @@ def run(
         for path in paths
         for seed in seeds
     ]
-    sweep = _Sweep(fresh=fresh, results=Path(results) if in_place else None)
-    with progress.show(len(todo)) as sweep.progress, ThreadPoolExecutor(jobs) as pool:
+    sweep = _Sweep(fresh=fresh, results=Path(results) if in_place else None, total=len(todo))
+    with sweep.bar, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(sweep.one, job) for job in todo]
         try:
             return [future.result() for future in futures]
         except BaseException:  # Ctrl-C, above all
             pool.shutdown(wait=False, cancel_futures=True)
-            sweep.stop()
+            with _no_second_interrupt():
+                sweep.stop()
+                pool.shutdown(wait=True)
             raise
 
 
-class _Sweep:
-    """The workers of one `run`. `results` is where evidence goes in place, or None."""
+@contextmanager
+def _no_second_interrupt() -> Iterator[None]:
+    """Whoever presses Ctrl-C twice must not leave kernels behind."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM) if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def __init__(self, fresh: bool, results: Path | None) -> None:
+
+class _Sweep:
+    """What the threads of one `run` share: its settings, its running kernels, and how it shows itself.
+
+    A bar where a person is watching, else (a log, CI) a line when a notebook starts and one when it ends.
+    `results` is where evidence goes in place, or None.
+    """
+
+    def __init__(self, fresh: bool, results: Path | None, total: int) -> None:
         self.fresh, self.results = fresh, results
-        self.progress: progress.PlainLines
-        self._workers: dict[int, tuple[subprocess.Popen, Job]] = {}
-        self._lock = threading.Lock()
+        self.watched = sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc="notebooks", disable=not self.watched, file=sys.stderr, leave=False)
+        self._running: dict[str, Execution] = {}
+        self._ended = 0
+        self._lock = threading.Lock()  # several notebooks report at a time
         self._stopping = False
 
     def one(self, job: Job) -> Outcome:
         """See one job through, whatever happens to it."""
-        name = job.name
         try:
             if not self.fresh and done_before(job):
                 refresh_prose(job)
                 outcome = Outcome(job, "skipped", seconds=claims.read_result(Path(job.result))["seconds"])
             else:
-                outcome = Outcome(job, **self._work(job, name))
+                outcome = Outcome(job, **self._work(job))
             if outcome.status != "failed" and self.results and _goes_in_place(job.profile, job.seed):
                 put_in_place(job, self.results)
         except AlignkitError as error:  # a full disk, say: the others go on
             outcome = Outcome(job, "failed", exception=type(error).__name__, message=str(error))
-        if not self._stopping:
-            self.progress.end(name, "failed" if outcome.status == "failed" else outcome.describe())
+        with self._lock:
+            self._ended += 1
+            self.bar.update()
+            if not self._stopping:
+                told = "failed" if outcome.status == "failed" else outcome.describe()
+                self._say(f"[{self._ended}/{self.bar.total}] {job.name}: {told}")
         return outcome
 
-    def _work(self, job: Job, name: str) -> dict[str, Any]:
-        """Run the worker process and pass on its progress; returns its last word."""
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-            with self._start(job, noise) as worker:
-                for line in worker.stdout:
-                    event = json.loads(line)
-                    kind = event.pop("event")
-                    if kind == "start":
-                        self.progress.start(name, event["cells"])
-                    elif kind == "cell":
-                        self.progress.cell(name, event["done"])
-                    elif kind == "end":
-                        return event
-            noise.seek(0)
-            last = (noise.read().strip() or "no message").splitlines()[-1]
-            return {"status": "failed", "exception": "the worker ended early", "message": last}
-
-    def _start(self, job: Job, noise: Any) -> subprocess.Popen:
+    def _work(self, job: Job) -> dict[str, Any]:
+        """Execute the notebook; returns its outcome's fields."""
+        execution = Execution(job, lambda done, cells: self._report(job.name, done, cells))
         with self._lock:
             if self._stopping:
                 raise AlignkitError("interrupted")
-            worker = subprocess.Popen(
-                command(job),
-                stdout=subprocess.PIPE,
-                stderr=noise,
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we stop the workers
-            )
-            self._workers[worker.pid] = (worker, job)
-            return worker
+            self._running[job.name] = execution
+        try:
+            return execution.work()
+        finally:
+            with self._lock:
+                del self._running[job.name]
+
+    def _report(self, name: str, done: int, cells: int) -> None:
+        with self._lock:
+            if self.watched:
+                self.bar.set_postfix_str(f"{name}: cell {done}/{cells}")
+            elif done == 0:
+                self._say(f"      {name}: {cells} code cells")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(printable(line), file=sys.stderr)
+        sys.stderr.flush()
 
     def stop(self) -> None:
-        """End all workers and their kernels, and what they left of unfinished notebooks."""
+        """End all kernels; what they left of unfinished notebooks is taken away by those who ran them."""
         with self._lock:
             self._stopping = True
-            running = [(worker, job) for worker, job in self._workers.values() if worker.poll() is None]
-        family = [process for worker, _ in running for process in _family(worker.pid)]
-        for worker, _ in running:
-            worker.terminate()  # it shuts its kernel down
-        _, alive = psutil.wait_procs(family, timeout=5)
-        for process in alive:
-            process.kill()
-        for _, job in running:
-            job.failed.unlink(missing_ok=True)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+            for execution in self._running.values():
+                execution.stop()
 
 
 # --- what was done before
@@ -270,9 +270,9 @@ def done_before(job: Job) -> bool:
 
 def refresh_prose(job: Job) -> None:
     """Bring an executed copy's prose up to date: its code is unchanged, so its outputs still belong to it."""
-    executed = nbformat.read(job.executed, as_version=4)
+    executed = read_notebook(job.executed)
     before = nbformat.writes(executed)
-    now = nbformat.writes(with_outputs(nbformat.read(job.notebook, as_version=4), executed))
+    now = nbformat.writes(with_outputs(read_notebook(job.notebook), executed))
     if now != before:
         write_atomic(job.executed, now + "\n")
 
