@@ -5,7 +5,6 @@ One real sweep (two notebooks, one failing) is run once and looked at by many te
 
 import functools
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -359,8 +359,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(again, tmp
 def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch, presses):
     fast = write_notebook(tmp_path / "01_quick.ipynb", "x = 1")
     told = tmp_path / "pid"  # the kernel's, and a process that it started
-    start = f"import os, subprocess\nchild = subprocess.Popen(['sleep', '100'])\nopen({str(told) + '.part'!r}, 'w').write"
-    start += f"(f'{{os.getpid()}} {{child.pid}}')\nos.replace({str(told) + '.part'!r}, {str(told)!r})"
+    start = "import os, subprocess\nfrom alignkit.files import write_atomic\nchild = subprocess.Popen(['sleep', '100'])"
+    start += f"\nwrite_atomic({str(told)!r}, f'{{os.getpid()}} {{child.pid}}')"
     slow = write_notebook(tmp_path / "02_slow.ipynb", start, "import time; time.sleep(100)")
     (tmp_path / "claims.yaml").write_text("[]")
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
@@ -387,10 +387,10 @@ def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path, monkeypatch, pres
 
 
 def alive(pid):
-    """Whether this very process still runs: one that has ended and is not yet waited for doesn't."""
+    """Whether this process still runs; one that has ended and that nobody waits for doesn't."""
     try:
-        return re.search(r"\) ([A-Z])", Path(f"/proc/{pid}/stat").read_text())[1] not in "ZX"
-    except OSError:
+        return psutil.Process(int(pid)).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
 
 

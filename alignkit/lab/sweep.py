@@ -1,4 +1,4 @@
-"""Executes notebooks over seeds and profiles: in parallel, resumable, one process and one thread each.
+"""Executes notebooks over seeds and profiles: in parallel, resumable, one kernel and one thread each.
 
 The notebook is the experiment; this only runs it with other parameters and keeps what comes out:
 `OUT/<stem>/<profile>-seed<seed>.ipynb` (the executed copy) and
