@@ -7,9 +7,8 @@ import pytest
 import torch
 from conftest import weights_of
 
-from alignkit import optimize, rewards
+from alignkit import optimize, rewards, training
 from alignkit.errors import AlignkitError
-from alignkit.optimize import training
 from alignkit.optimize.experience import Critic
 from alignkit.policy import load_policy
 

@@ -166,8 +166,9 @@ def test_learning_from_data_raises_gold_and_leaves_the_reference(world, patient,
 
 def test_history_and_spending_of_learning_from_data(by_data, ideals, pairs):
     sft, dpo = by_data[1]["sft"], by_data[1]["dpo"]
-    assert list(sft.history) == ["step", "loss"]
-    assert list(dpo.history) == ["step", "loss", "accuracy", "margin", "chosen_moved", "rejected_moved"]
+    assert list(sft.history) == ["step", "loss", "grad_norm"]
+    assert list(dpo.history) == ["step", "loss", "accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio",
+                                 "grad_norm"]  # fmt: skip
     for policy, steps in ((sft, round(5 * len(ideals) / 32)), (dpo, 2 * len(pairs) // 32)):
         assert policy.history["step"].tolist() == list(range(steps))
         assert policy.spent["updates"] == steps and policy.spent["rows_read"] == 32 * steps
@@ -176,7 +177,7 @@ def test_history_and_spending_of_learning_from_data(by_data, ideals, pairs):
     first, last = dpo.history.iloc[0], dpo.history.iloc[-1]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-3) and first["margin"] == pytest.approx(0, abs=1e-3)
     assert last["loss"] < 0.6 and last["accuracy"] > 0.6
-    gap = 0.1 * (last["chosen_moved"] - last["rejected_moved"])
+    gap = 0.1 * (last["chosen_log_ratio"] - last["rejected_log_ratio"])
     assert last["margin"] == pytest.approx(gap, abs=1e-4) and gap > 0
 
 
@@ -192,7 +193,7 @@ def test_a_smaller_beta_moves_farther(patient, pairs):
     gaps = []
     for beta in (5.0, 0.05):
         history = optimize.dpo(patient, some, **DPO | {"beta": beta, "epochs": 4}).history[-3:]
-        gaps.append((history["chosen_moved"] - history["rejected_moved"]).mean())
+        gaps.append((history["chosen_log_ratio"] - history["rejected_log_ratio"]).mean())
     assert gaps[1] > 1.3 * gaps[0] > 0
 
 

@@ -10,7 +10,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.pair_losses import kto_loss
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy, check_same_vocabulary
@@ -25,7 +24,7 @@ def kto(
     reference: Policy | None = None,
     epochs: float = 2,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
     seed: int = 0,
     **options,
 ) -> Policy:
@@ -44,26 +43,25 @@ def kto(
     check_same_vocabulary(policy, reference)
     treated = policy.copy(f"{policy.name} + kto")
     own = treated.encode(data["prompt"][:], data["completion"][:])
-    other = _mismatched(data["prompt"][:], seed)
-    lent = treated.encode(data["prompt"][:], [data["completion"][i] for i in other])
-    ref, ref_lent = summed_logprobs(reference, own), summed_logprobs(reference, lent)  # cached: it does not change
+    texts = [data["completion"][i] for i in _mismatched(data["prompt"][:], seed)]
+    other = treated.encode(data["prompt"][:], texts)
+    ref, ref_other = summed_logprobs(reference, own), summed_logprobs(reference, other)  # cached: it does not change
     good = torch.tensor(desirable, device=treated.device)
 
-    def loss(index: Tensor) -> tuple[Tensor, dict]:
+    def loss(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
         with torch.no_grad():
-            drift = treated.token_logprobs(lent.rows(index)).sum(1) - ref_lent[index]
+            drift = treated.token_logprobs(other.rows(minibatch)).sum(1) - ref_other[minibatch]
             z = drift.mean().clamp(min=0)
-        moved = treated.token_logprobs(own.rows(index)).sum(1) - ref[index]
-        up = good[index]
-        return kto_loss(moved, up, z, beta, weights).mean(), {
-            "kl": z.item(),
-            "desirable_moved": moved[up].mean().item(),  # NaN if the minibatch has none
-            "undesirable_moved": moved[~up].mean().item(),
+        log_ratio = treated.token_logprobs(own.rows(part)).sum(1) - ref[part]
+        up = good[part]
+        return kto_loss(log_ratio, up, z, beta, weights).sum() / len(minibatch), {
+            "kl": z,
+            "desirable_log_ratio": torch.where(up, log_ratio, torch.nan),
+            "undesirable_log_ratio": torch.where(up, torch.nan, log_ratio),
         }
 
-    told = {"data": digest(own.ids, lent.ids, good), "reference": digest(ref), "beta": beta, "weights": list(weights)}
-    lengths = torch.maximum(own.attention.sum(1), lent.attention.sum(1))
-    return train(treated, loss, lengths, epochs, batch_size, learning_rate, seed=seed, told=told, **options)
+    lengths = torch.maximum(own.attention.sum(1), other.attention.sum(1))
+    return train(treated, loss, lengths, epochs, batch_size, learning_rate, seed=seed, **options)
 
 
 def check_labels(data: Dataset) -> np.ndarray:

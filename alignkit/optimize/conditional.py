@@ -8,7 +8,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.pair_losses import dpo_loss
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.pictures import PicturePolicy
@@ -77,7 +76,7 @@ def mdpo(
     reference: PicturePolicy | None = None,
     epochs: float = 2,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
     seed: int = 0,
     **options,
 ) -> PicturePolicy:
@@ -100,7 +99,7 @@ def mdpo(
     corrupted = chosen.seeing(crop(chosen.pixels, keep, seed))
     ref, ref_corrupted = summed_logprobs(reference, both), summed_logprobs(reference, corrupted)
 
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
+    def loss_of(index: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
         rows = torch.cat([index, index + n])
         won, lost = treated.token_logprobs(both.rows(rows)).sum(1).chunk(2)
         # without the picture's two terms this is DPO, at its price
@@ -108,14 +107,12 @@ def mdpo(
         ref_won, ref_lost = ref[rows].chunk(2)
         loss = mdpo_loss(won, lost, unseen, ref_won, ref_lost, ref_corrupted[index], beta, delta, conditional, anchor)
         margin, by_picture = (won - ref_won) - (lost - ref_lost), (won - ref_won) - (unseen - ref_corrupted[index])
-        return loss.mean(), {
-            "accuracy": (margin > 0).float().mean().item(),
-            "margin": beta * margin.mean().item(),
-            "margin_by_picture": beta * by_picture.mean().item(),
-            "chosen_moved": (won - ref_won).mean().item(),
+        return loss.sum() / len(minibatch), {
+            "accuracy": margin > 0,
+            "margin": beta * margin,
+            "margin_by_picture": beta * by_picture,
+            "chosen_log_ratio": won - ref_won,
         }
 
-    told = {"pairs": digest(both.ids), "pictures": digest(both.pixels), "reference": digest(ref), "beta": beta,
-            "delta": delta, "conditional": conditional, "anchor": anchor, "keep": keep}  # fmt: skip
-    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, seed=seed, told=told,
+    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, seed=seed,
                  **options)  # fmt: skip

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.pair_losses import dpo_loss
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Batch, Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward, as_reward
+from alignkit.training import digest
 from alignkit.worlds.base import World
 
 
@@ -24,9 +24,8 @@ def train_on_fresh(
     loss_of: Callable[[list, int], tuple[Tensor, dict]],
     steps: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     seed: int = 0,
-    told: dict | None = None,
     **options,
 ) -> Policy:
     """`train` without data: `loss_of(asked, seed)` samples completions of the prompts `asked` with that seed, and
@@ -42,12 +41,12 @@ def train_on_fresh(
         )
     rows = steps * batch_size
 
-    def loss(index: Tensor) -> tuple[Tensor, dict]:
+    def loss(index: Tensor, _: Tensor) -> tuple[Tensor, dict]:
         return loss_of([prompts[i % len(prompts)] for i in index], int(digest(index, seed), 16) % 2**63)
 
     lengths = torch.tensor([len(treated.prompt_ids(p)) for p in prompts]).repeat(-(-rows // len(prompts)))[:rows]
-    told = {"prompts": digest(prompts), **(told or {})}
-    return train(treated, loss, lengths, 1, batch_size, learning_rate, seed=seed, told=told, **options)
+    return train(treated, loss, lengths, 1, batch_size, learning_rate, seed=seed,
+                 micro_batch_tokens=float("inf"), **options)
 
 
 #: label(prompts, a, b): for each row, is `a` the better one? True or False, or a probability in [0, 1].
@@ -98,7 +97,7 @@ def online_dpo(
     beta: float = 0.2,
     steps: int = 60,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
     loss: PairLoss = dpo_loss,
     reference: Policy | None = None,
     seed: int = 0,
@@ -123,17 +122,16 @@ def online_dpo(
         logp, ref = treated.token_logprobs(batch).sum(1).chunk(2), summed_logprobs(reference, batch).chunk(2)
         chosen, rejected = torch.where(wins, *logp), torch.where(wins, *reversed(logp))
         ref_chosen, ref_rejected = torch.where(wins, *ref), torch.where(wins, *reversed(ref))
-        told = torch.tensor(better != 0.5, device=treated.device)
+        differ = torch.tensor(better != 0.5, device=treated.device)
         each = loss(chosen, rejected, ref_chosen, ref_rejected, beta)
         margin = (chosen - ref_chosen) - (rejected - ref_rejected)
-        return torch.where(told, each, 0.0 * each).sum() / told.sum().clamp(min=1), {
+        return torch.where(differ, each, 0.0 * each).sum() / differ.sum().clamp(min=1), {
             "margin": beta * margin.mean().item(),
             "kl": torch.cat([now.detach() - then for now, then in zip(logp, ref, strict=True)]).mean().item(),
-            "different": told.float().mean().item(),
+            "different": differ.float().mean().item(),
         }
 
-    told = {"reference": digest(reference.model), "beta": beta, "loss": loss.__name__}
-    train_on_fresh(treated, prompts, loss_of, steps, batch_size, learning_rate, seed, told, **options)
+    train_on_fresh(treated, prompts, loss_of, steps, batch_size, learning_rate, seed, **options)
     treated.spent |= {"completions_sampled": 2 * steps * batch_size, "judgments": steps * batch_size}
     return treated
 
@@ -189,8 +187,7 @@ def reward_regression(
             "reward": scores.mean().item(), "kl": (logp.detach() - ref).mean().item()
         }  # fmt: skip
 
-    told = {"reference": digest(reference.model), "beta": beta, "group": group_size}
-    train_on_fresh(treated, prompts, loss_of, steps, prompts_per_step, learning_rate, seed, told, **options)
+    train_on_fresh(treated, prompts, loss_of, steps, prompts_per_step, learning_rate, seed, **options)
     sampled = steps * prompts_per_step * group_size
     treated.spent |= {"completions_sampled": sampled, "forward_rows": 2 * sampled, "backward_rows": sampled}
     return treated

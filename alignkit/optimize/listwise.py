@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.pair_losses import nll_loss, pro_loss, rrhf_loss
 from alignkit.optimize.training import train
 from alignkit.policy import Policy
@@ -19,7 +18,7 @@ from alignkit.rewards.data import check_columns, check_texts
 def rrhf(policy: Policy, rankings: Dataset, weight: float = 1.0, **options) -> Policy:
     """Rank responses to align: a hinge on mean token log-probabilities of each two places of a ranking, plus `weight`
     times the likelihood of the best (2304.05302); no reference. Options: see `from_rankings`."""
-    return from_rankings(policy, rankings, rrhf_loss, "rrhf", weight, told={"weight": weight}, **options)
+    return from_rankings(policy, rankings, rrhf_loss, "rrhf", weight, **options)
 
 
 def pro(policy: Policy, rankings: Dataset, beta: float = 1.0, weight: float = 0.05, **options) -> Policy:
@@ -28,8 +27,7 @@ def pro(policy: Policy, rankings: Dataset, beta: float = 1.0, weight: float = 0.
     no reference. Options: see `from_rankings`."""
     if not 0 < beta < float("inf"):
         raise AlignkitError(f"pro: beta must be > 0, not {beta}; at 0 the ranking says nothing about the policy")
-    told = {"weight": weight, "beta": beta}
-    return from_rankings(policy, rankings, lambda means: pro_loss(means, beta), "pro", weight, told=told, **options)
+    return from_rankings(policy, rankings, lambda means: pro_loss(means, beta), "pro", weight, **options)
 
 
 def from_rankings(
@@ -40,8 +38,7 @@ def from_rankings(
     weight: float,
     epochs: float = 2,
     batch_size: int = 16,
-    learning_rate: float = 3e-4,
-    told: dict | None = None,
+    learning_rate: float | None = None,
     **options,
 ) -> Policy:
     """Minimize `loss(means)`, means of shape (1, K), best first, on `prompt/ranked` (as of `feedback.rank`); returns a
@@ -56,23 +53,22 @@ def from_rankings(
     batch = treated.encode(prompts, [text for ranked in rankings["ranked"] for text in ranked])
     length, width = batch.mask.sum(1), batch.attention.sum(1)
 
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
-        rows = torch.cat([torch.arange(start[i], start[i] + size[i]) for i in index])
+    def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
+        rows = torch.cat([torch.arange(start[i], start[i] + size[i]) for i in part])
         logp = treated.token_logprobs(batch.rows(rows)).sum(1)
-        sizes = size[index].tolist()
+        sizes = size[part].tolist()
         means = (logp / length[rows]).split(sizes)
         best = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        ranked = torch.stack([loss(each[None])[0] for each in means]).mean()
-        likely = nll_loss(logp[best], length[rows[best]]).mean()
-        return ranked + weight * likely, {
-            "ranking": ranked.item(),
-            "nll": likely.item(),
-            "accuracy": sum(each.argmax().item() == 0 for each in means) / len(index),
+        ranked = torch.stack([loss(each[None])[0] for each in means])
+        likely = nll_loss(logp[best], length[start[minibatch]])
+        return ranked.sum() / len(minibatch) + weight * (likely.sum() / len(minibatch)), {
+            "ranking": ranked,
+            "nll": likely,
+            "accuracy": torch.stack([each.argmax() == 0 for each in means]),
         }
 
     lengths = torch.stack([rows.max() for rows in width.split(size.tolist())])
-    told = {"data": digest(batch.ids, size), **(told or {})}
-    return train(treated, loss_of, lengths, epochs, batch_size, learning_rate, told=told, **options)
+    return train(treated, loss_of, lengths, epochs, batch_size, learning_rate, **options)
 
 
 def check_rankings(rankings: Dataset) -> None:

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.methods import METHODS
 from alignkit.optimize.rl import policy_gradient
 from alignkit.optimize.training import summed_logprobs, train
@@ -44,7 +43,7 @@ def modpo(
     beta: float = 0.2,
     epochs: float = 2,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
     **options,
 ) -> Policy:
     """DPO on pairs that speak of one objective, steered by rewards for the others (2310.03708); returns a new policy.
@@ -61,16 +60,15 @@ def modpo(
     both = encode_pairs(treated, pairs)
     ref = summed_logprobs(policy, both)
 
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
+    def loss_of(index: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
         rows = torch.cat([index, index + len(pairs)])
         logp = treated.token_logprobs(both.rows(rows)).sum(1)
         (chosen, rejected), (ref_chosen, ref_rejected) = logp.chunk(2), ref[rows].chunk(2)
         margin = (chosen - ref_chosen) - (rejected - ref_rejected)
-        loss = modpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, weight, gap[index]).mean()
-        return loss, {"accuracy": (margin > 0).float().mean().item(), "margin": beta * margin.mean().item()}
+        loss = modpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, weight, gap[index])
+        return loss.sum() / len(minibatch), {"accuracy": margin > 0, "margin": beta * margin}
 
-    told = {"pairs": digest(both.ids), "gap": digest(gap), "beta": beta, "weight": weight}
-    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, told=told, **options)
+    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, **options)
 
 
 def _gap(pairs: Dataset, others: Sequence[tuple[float, Reward | Callable]]) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.optimize import pair_losses as losses
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy, check_same_vocabulary
 from alignkit.rewards.data import check_pairs, check_texts, encode_pairs, pair_lengths
@@ -27,7 +26,7 @@ class Side:
     length: Tensor
 
     @property
-    def moved(self) -> Tensor:
+    def log_ratio(self) -> Tensor:
         """log pi / ref."""
         return self.logp - self.ref
 
@@ -38,8 +37,9 @@ class Side:
 
 
 def sft(
-    policy: Policy, data: Dataset, epochs: float = 1, batch_size: int = 32, learning_rate: float = 1e-3, **options
-) -> Policy:
+    policy: Policy, data: Dataset, epochs: float = 1, batch_size: int = 32, learning_rate: float | None = None,
+    **options,
+) -> Policy:  # fmt: skip
     """Maximize the likelihood of `completion` given `prompt` (TRL's prompt-completion format); returns a new policy.
 
     Loss: mean over completion tokens of -log pi, end-of-sequence included. Options (seed, progress, checkpoint): see
@@ -52,13 +52,12 @@ def sft(
     treated = policy.copy(f"{policy.name} + sft")
     batch = treated.encode(data["prompt"][:], data["completion"][:])
 
-    def loss(index: Tensor) -> tuple[Tensor, dict]:
-        rows = batch.rows(index)
-        logp = treated.token_logprobs(rows)
-        return -logp.sum() / rows.mask.sum(), {}
+    tokens = batch.mask.sum(1)
 
-    told = {"data": digest(batch.ids)}
-    return train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, told=told, **options)
+    def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
+        return -treated.token_logprobs(batch.rows(part)).sum() / tokens[minibatch].sum(), {}
+
+    return train(treated, loss_of, batch.attention.sum(1), epochs, batch_size, learning_rate, "sft", **options)
 
 
 def from_pairs(
@@ -70,8 +69,7 @@ def from_pairs(
     scale: float = 1.0,
     epochs: float = 2,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
-    told: dict | None = None,
+    learning_rate: float | None = None,
     **options,
 ) -> Policy:
     """Minimize `loss(chosen, rejected)`, one number a pair, on `prompt/chosen/rejected`; returns a new policy.
@@ -93,20 +91,19 @@ def from_pairs(
     ref = summed_logprobs(reference, both)  # cached: the reference does not change
     length = both.mask.sum(1)
 
-    def loss_of(index: Tensor) -> tuple[Tensor, dict]:
-        rows = torch.cat([index, index + len(pairs)])  # both sides in one forward pass
+    def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
+        rows = torch.cat([part, part + len(pairs)])  # both sides in one forward pass
         logp = treated.token_logprobs(both.rows(rows)).sum(1)
         chosen, rejected = map(Side, logp.chunk(2), ref[rows].chunk(2), length[rows].chunk(2))
-        margin = chosen.moved - rejected.moved
-        return loss(chosen, rejected).mean(), {
-            "accuracy": (margin > 0).float().mean().item(),
-            "margin": scale * margin.mean().item(),
-            "chosen_moved": chosen.moved.mean().item(),
-            "rejected_moved": rejected.moved.mean().item(),
+        margin = chosen.log_ratio - rejected.log_ratio
+        return loss(chosen, rejected).sum() / len(minibatch), {
+            "accuracy": margin > 0,
+            "margin": scale * margin,
+            "chosen_log_ratio": chosen.log_ratio,
+            "rejected_log_ratio": rejected.log_ratio,
         }
 
-    told = {"pairs": digest(both.ids), "reference": digest(ref), **(told or {})}
-    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, told=told, **options)
+    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, **options)
 
 
 def _four(chosen: Side, rejected: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,7 +133,7 @@ def dpo(policy: Policy, pairs: Dataset, beta: float = 0.2, smoothing: float = 0.
         return losses.dpo_loss(*_four(chosen, rejected), beta, smoothing)
 
     name = "cdpo" if smoothing else "dpo"
-    return from_pairs(policy, pairs, loss, name, scale=beta, told={"beta": beta, "smoothing": smoothing}, **options)
+    return from_pairs(policy, pairs, loss, name, scale=beta, **options)
 
 
 def robust_dpo(policy: Policy, pairs: Dataset, beta: float = 0.2, flip: float = 0.1, **options) -> Policy:
@@ -146,7 +143,7 @@ def robust_dpo(policy: Policy, pairs: Dataset, beta: float = 0.2, flip: float = 
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return losses.robust_dpo_loss(*_four(chosen, rejected), beta, flip)
 
-    return from_pairs(policy, pairs, loss, "robust dpo", scale=beta, told={"beta": beta, "flip": flip}, **options)
+    return from_pairs(policy, pairs, loss, "robust dpo", scale=beta, **options)
 
 
 def ipo(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Policy:
@@ -156,7 +153,7 @@ def ipo(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Policy:
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return losses.ipo_loss(*_four(chosen, rejected), beta)
 
-    return from_pairs(policy, pairs, loss, "ipo", scale=beta, told={"beta": beta}, **options)
+    return from_pairs(policy, pairs, loss, "ipo", scale=beta, **options)
 
 
 def hinge(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Policy:
@@ -166,7 +163,7 @@ def hinge(policy: Policy, pairs: Dataset, beta: float = 0.2, **options) -> Polic
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return losses.hinge_loss(*_four(chosen, rejected), beta)
 
-    return from_pairs(policy, pairs, loss, "hinge", scale=beta, told={"beta": beta}, **options)
+    return from_pairs(policy, pairs, loss, "hinge", scale=beta, **options)
 
 
 def slic_hf(policy: Policy, pairs: Dataset, delta: float = 1.0, weight: float = 0.1, **options) -> Policy:
@@ -181,7 +178,7 @@ def slic_hf(policy: Policy, pairs: Dataset, delta: float = 1.0, weight: float = 
         rank = losses.hinge_loss(chosen.logp, rejected.logp, zero, zero, 1 / delta) * delta
         return rank + weight * losses.nll_loss(chosen.logp, chosen.length)
 
-    return from_pairs(policy, pairs, loss, "slic-hf", told={"delta": delta, "weight": weight}, **options)
+    return from_pairs(policy, pairs, loss, "slic-hf", **options)
 
 
 def length_regularized_dpo(
@@ -194,7 +191,7 @@ def length_regularized_dpo(
         lengths = chosen.length, rejected.length
         return losses.length_regularized_dpo_loss(*_four(chosen, rejected), beta, *lengths, alpha)
 
-    return from_pairs(policy, pairs, loss, "r-dpo", scale=beta, told={"beta": beta, "alpha": alpha}, **options)
+    return from_pairs(policy, pairs, loss, "r-dpo", scale=beta, **options)
 
 
 def simpo(policy: Policy, pairs: Dataset, beta: float = 2.0, gamma: float = 1.0, **options) -> Policy:
@@ -204,7 +201,7 @@ def simpo(policy: Policy, pairs: Dataset, beta: float = 2.0, gamma: float = 1.0,
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return losses.simpo_loss(chosen.mean, rejected.mean, beta, gamma)
 
-    return from_pairs(policy, pairs, loss, "simpo", told={"beta": beta, "gamma": gamma}, **options)
+    return from_pairs(policy, pairs, loss, "simpo", **options)
 
 
 def cpo(policy: Policy, pairs: Dataset, beta: float = 0.2, weight: float = 1.0, **options) -> Policy:
@@ -215,7 +212,7 @@ def cpo(policy: Policy, pairs: Dataset, beta: float = 0.2, weight: float = 1.0, 
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return losses.cpo_loss(chosen.logp, rejected.logp, beta) + weight * losses.nll_loss(chosen.logp, chosen.length)
 
-    return from_pairs(policy, pairs, loss, "cpo", told={"beta": beta, "weight": weight}, **options)
+    return from_pairs(policy, pairs, loss, "cpo", **options)
 
 
 def orpo(policy: Policy, pairs: Dataset, weight: float = 0.1, **options) -> Policy:
@@ -226,7 +223,7 @@ def orpo(policy: Policy, pairs: Dataset, weight: float = 0.1, **options) -> Poli
         odds = losses.orpo_loss(chosen.mean, rejected.mean)
         return losses.nll_loss(chosen.logp, chosen.length) + weight * odds
 
-    return from_pairs(policy, pairs, loss, "orpo", told={"weight": weight}, **options)
+    return from_pairs(policy, pairs, loss, "orpo", **options)
 
 
 def apo(policy: Policy, pairs: Dataset, beta: float = 0.2, kind: str = "zero", **options) -> Policy:
@@ -239,4 +236,4 @@ def apo(policy: Policy, pairs: Dataset, beta: float = 0.2, kind: str = "zero", *
     def loss(chosen: Side, rejected: Side) -> Tensor:
         return kinds[kind](*_four(chosen, rejected), beta)
 
-    return from_pairs(policy, pairs, loss, f"apo {kind}", scale=beta, told={"beta": beta}, **options)
+    return from_pairs(policy, pairs, loss, f"apo {kind}", scale=beta, **options)

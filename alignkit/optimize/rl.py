@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.advantages import whitened
-from alignkit.optimize.checkpoint import Checkpoint, digest
 from alignkit.optimize.experience import CREDITS, Critic, Experience, at_last_token, joined, some_rows, token_rewards
 from alignkit.optimize.losses import KL_ESTIMATORS, RATIOS, log_ratio, policy_loss
 from alignkit.policy import Batch, Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward, as_reward
+from alignkit.training import Checkpoint, digest
 
 UNITS = ("completion", "batch", "limit", "one")
 
@@ -137,7 +137,8 @@ def policy_gradient(
                     prompts_per_step=prompts_per_step, epochs=epochs, minibatches=minibatches, seed=seed, draws=draws,
                     learning_rate=learning_rate, max_new_tokens=max_new_tokens, max_kl=max_kl, entropy=entropy,
                     critic_rate=critic_rate, credit=credit)  # fmt: skip
-        kept = Checkpoint(checkpoint, {**told, "policy": digest(policy.model), "reference": digest(reference.model)})
+        models = {"policy": policy.model.parameters(), "reference": reference.model.parameters()}
+        kept = Checkpoint(checkpoint, {**told, **{name: digest(*weights) for name, weights in models.items()}})
         run.restore(kept.load())
     with tqdm(total=steps, initial=run.step, desc=treated.name, disable=not progress, leave=False) as bar:
         while run.step < steps and not run.stopped:

@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.optimize.checkpoint import digest
 from alignkit.optimize.fresh_samples import Labeler, win_probability
 from alignkit.optimize.pair_losses import sppo_loss
 from alignkit.optimize.preference import dpo, hinge, sft
@@ -58,7 +57,7 @@ def in_rounds(
     for k in range(rounds):
         start = time.perf_counter()
         asked = [prompts[i] for i in order[k * prompts_per_round : (k + 1) * prompts_per_round]]
-        file = None if checkpoint is None else Path(checkpoint) / f"round-{k}.safetensors"
+        file = None if checkpoint is None else Path(checkpoint) / f"round-{k}.pt"
         options = {"seed": seed * 1000 + k, "progress": progress, "checkpoint": file}
         current, paid = one_round(current, asked, seed * 1000 + k, options)
         current.name = f"{policy.name} + {name}"
@@ -96,7 +95,7 @@ def at_least(method: str, **values: tuple[int, int]) -> None:
 
 def raft(
     policy: Policy, prompts: list, reward: Reward | Callable, k: int = 8, epochs: float = 1, batch_size: int = 32,
-    learning_rate: float = 3e-4, **options,
+    learning_rate: float | None = None, **options,
 ) -> Policy:  # fmt: skip
     """Reward-ranked fine-tuning: each round, the best of `k` samples a prompt by `reward` becomes a demonstration, and
     the current policy is fine-tuned on them (2304.06767). Options: see `in_rounds`."""
@@ -133,7 +132,7 @@ def rejection_sample(scores: np.ndarray, keep: int, beta: float, rng: np.random.
 def rso(
     policy: Policy, prompts: list, reward: Reward | Callable, beta: float = 0.2, candidates: int = 32, keep: int = 8,
     labeler: Labeler | Reward | None = None, loss: str = "hinge", sample_beta: float = 0.5, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float = 3e-4, rounds: int = 1, **options,
+    batch_size: int = 32, learning_rate: float | None = None, rounds: int = 1, **options,
 ) -> Policy:  # fmt: skip
     """Statistical rejection sampling: of `candidates` samples a prompt, `keep` are accepted as samples of the optimum
     at `sample_beta` (in units of the reward), paired at random and labeled by `labeler` (default: the reward); ties are
@@ -165,7 +164,7 @@ def rso(
 
 def iterative_dpo(
     policy: Policy, prompts: list, labeler: Labeler | Reward, beta: float = 0.2, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float = 3e-4, **options,
+    batch_size: int = 32, learning_rate: float | None = None, **options,
 ) -> Policy:  # fmt: skip
     """DPO in rounds: two samples of the current policy a prompt, labeled, and DPO on them from the current weights; the
     reference stays `policy` (Xiong et al. 2023). Options: see `in_rounds`; for a label at every step: `online_dpo`."""
@@ -188,7 +187,7 @@ def _given(reward: Reward | Callable | None) -> Reward | Callable:
 
 def spin(
     policy: Policy, data: Dataset, beta: float = 0.2, epochs: float = 1, batch_size: int = 32,
-    learning_rate: float = 3e-4, **options,
+    learning_rate: float | None = None, **options,
 ) -> Policy:  # fmt: skip
     """Self-play fine-tuning: each round, demonstrations (`prompt/completion`) are chosen over the current policy's own
     samples by DPO's loss, with the current policy as reference (2401.01335). Nobody judges; it can stop only where own
@@ -209,7 +208,7 @@ def spin(
 
 def sppo(
     policy: Policy, prompts: list, labeler: Labeler | Reward, eta: float = 5.0, k: int = 5, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float = 3e-4, **options,
+    batch_size: int = 32, learning_rate: float | None = None, **options,
 ) -> Policy:  # fmt: skip
     """Self-play preference optimization: `k` samples a prompt of the current policy; the squared loss takes
     log pi / pi_current of each to eta (win rate - 1/2), win rates among the k by `labeler` (2405.00675).
@@ -229,12 +228,11 @@ def sppo(
         ref = summed_logprobs(current, batch)
         rate = torch.tensor(rates.ravel(), dtype=ref.dtype, device=ref.device)
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            moved = treated.token_logprobs(batch.rows(index)).sum(1) - ref[index]
-            return sppo_loss(moved, rate[index], eta).mean(), {"moved": moved.mean().item()}
+        def loss(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
+            log_ratio = treated.token_logprobs(batch.rows(part)).sum(1) - ref[part]
+            return sppo_loss(log_ratio, rate[part], eta).sum() / len(minibatch), {"log_ratio": log_ratio}
 
-        told = {"data": digest(batch.ids, rate), "eta": eta}
-        after = train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, told=told, **rest)
+        after = train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, **rest)
         return after, {"completions_sampled": rates.size, "judgments": rates.size * (k - 1) // 2}
 
     return in_rounds(policy, prompts, one_round, "sppo", **options)

@@ -1,0 +1,228 @@
+"""The loop behind everything that learns from rows: treated policies (`alignkit.optimize`) and reward models.
+
+Minibatches are shuffled, of rows of similar length, and read in parts that fit in memory, whose gradients add up to
+that of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+
+from alignkit.errors import AlignkitError
+from alignkit.policy import shuffled_batches
+
+#: Learning rates by what is learned: for the worlds' small models, and for real ones of which every weight is trained.
+RATES = {"sft": (1e-3, 2e-5), "preference": (3e-4, 1e-6), "reward": (1e-3, 1e-5), "policy gradient": (5e-4, 1e-6)}
+SMALL = 10_000_000  # weights
+
+#: Loss of a part of a minibatch, and values of each of its rows to note: see `fit`.
+LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor | float]]]
+
+
+def default_rate(model: nn.Module, kind: str) -> float:
+    """The learning rate for a model of this size and a `kind` of `RATES`.
+
+    What a model of 0.1 M weights needs ruins one of 100 M. From `SMALL` weights on it is that of TRL's trainers, and
+    ten times as much where most weights are frozen, as adapters want it (2405.09673).
+    """
+    small, real = RATES[kind]
+    total = sum(p.numel() for p in model.parameters())
+    if total < SMALL:
+        return small
+    return 10 * real if sum(p.numel() for p in model.parameters() if p.requires_grad) < total / 2 else real
+
+
+def linear_decay(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The full rate at the first step, and in equal parts down to 0 after the last."""
+    return LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+
+def fit(
+    learner: Any,
+    loss_of: LossOf,
+    lengths: Tensor,
+    *,
+    name: str,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    schedule: Callable[[Optimizer, int], LRScheduler] = linear_decay,
+    extra: Iterable[Tensor] = (),
+    seed: int = 0,
+    progress: bool = True,
+    micro_batch_tokens: float | None = None,
+    callback: Callable[[int, Any, dict], Any] | None = None,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """Minibatches, AdamW, gradient norm at most 1; changes and returns `learner` (whatever has a `model`), with a
+    `history` (a DataFrame, one row a step) and what was `spent`. Weights that don't require gradients stay as they are.
+
+    `loss_of(part, batch)`, both indices of rows: what the rows of `part` add to the loss of their minibatch `batch`,
+    and by name a value for each of them (or for all); the history notes its mean over the minibatch, NaN left out.
+    `lengths` (N,): tokens of each row. `extra`: what is learned beside the model's weights.
+
+    Larger minibatches are far cheaper a row: of a 0.14 M policy 1,024 rows take 0.55 ms each where 128 take 1.29.
+    `micro_batch_tokens`: parts have at most so many tokens, padding counted (default: `tokens_at_once`); the result is
+    the same up to rounding.
+    `callback(step, learner, row)` gets each row of the history, to evaluate or to log; if it returns True, training
+    ends. `checkpoint`: a file from which the same call goes on after an interruption, with the same result; it holds
+    only what is trained. Another run is told by these settings, by its first loss and gradient, and by `config`.
+    """
+    if not (epochs > 0 and batch_size >= 1 and learning_rate > 0):
+        raise AlignkitError(
+            f"{name}: epochs, batch_size and learning_rate must be above 0, not {epochs}, {batch_size}, {learning_rate}"
+        )
+    learned = [p for p in [*learner.model.parameters(), *extra] if p.requires_grad]
+    if not learned:
+        raise AlignkitError(f"{name}: all weights are frozen; set requires_grad of some, or add adapters (with_lora)")
+    steps = max(1, round(epochs * len(lengths) / batch_size))
+    optimizer = AdamW(learned, lr=learning_rate, weight_decay=weight_decay)
+    rates = schedule(optimizer, steps)
+    budget = tokens_at_once(learner.model) if micro_batch_tokens is None else micro_batch_tokens
+    order, rows, seconds, kept = shuffled_batches(lengths, batch_size, steps, seed), [], 0.0, None
+
+    def backward(step: int) -> dict[str, float]:
+        """Sets the gradients of a step; its row of the history."""
+        optimizer.zero_grad()
+        total, notes = 0.0, []
+        for part in in_parts(order[step], lengths, budget):
+            loss, noted = loss_of(part, order[step])
+            if not torch.isfinite(loss):
+                raise AlignkitError(
+                    f"{name}, step {step}: the loss is {loss.item()}; lower learning_rate, or check that the "
+                    f"log-probabilities are finite (data rows {part[:3].tolist()} ...)"
+                )
+            loss.backward()
+            total += loss.item()
+            values = {key: torch.as_tensor(value).detach().float() for key, value in noted.items()}
+            notes.append({key: value.expand(len(part)) for key, value in values.items()})
+        means = {key: torch.cat([part[key] for part in notes]).nanmean().item() for key in notes[0]}
+        norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        return {"step": step, "loss": total, **means, "grad_norm": norm.item()}
+
+    if checkpoint is not None:
+        first = backward(0)
+        settings = {"name": name, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
+                    "seed": seed, "loss": first["loss"], "gradient": first["grad_norm"]}  # fmt: skip
+        kept = Checkpoint(checkpoint, {**settings, **(config or {})})
+        state = kept.load()
+        if state:
+            with torch.no_grad():
+                for weight, value in zip(learned, state["weights"], strict=True):
+                    weight.copy_(value)
+            optimizer.load_state_dict(state["optimizer"])
+            rows, seconds, rates.last_epoch = state["rows"], state["seconds"], len(state["rows"])
+    stop = False
+    for step in tqdm(range(len(rows), steps), desc=name, initial=len(rows), total=steps, disable=not progress,
+                     leave=False):  # fmt: skip
+        start = perf_counter()
+        rows.append(backward(step))
+        optimizer.step()
+        rates.step()
+        seconds += perf_counter() - start
+        stop = callback is not None and callback(step, learner, rows[-1]) is True
+        if kept:
+            kept.save(step + 1, stop or step + 1 == steps, weights=[p.detach() for p in learned], rows=rows,
+                      optimizer=optimizer.state_dict(), seconds=seconds)  # fmt: skip
+        if stop:
+            break
+    learner.history = pd.DataFrame(rows)
+    learner.spent = {"rows_read": float(sum(map(len, order[: len(rows)]))), "updates": len(rows), "seconds": seconds}
+    return learner
+
+
+def in_parts(index: Tensor, lengths: Tensor, tokens: float) -> list[Tensor]:
+    """The rows `index` in parts of at most so many tokens with their padding, or of one row; whole if that fits."""
+    wide = lengths[index]
+    if len(index) * int(wide.max()) <= tokens:
+        return [index]
+    parts, part = [], []
+    for row, width in sorted(zip(index.tolist(), wide.tolist(), strict=True), key=lambda pair: pair[1]):
+        if part and (len(part) + 1) * width > tokens:
+            parts.append(part)
+            part = []
+        part.append(row)
+    return [torch.tensor(part, device=index.device) for part in [*parts, part]]
+
+
+def tokens_at_once(model: nn.Module, learning: bool = True, gigabytes: float = 2.0) -> int:
+    """How many tokens a model can learn from, or read, at once in about so much memory beside its weights.
+
+    Counted for each token: logits, their softmax, its gradient and a copy, and what the layers keep (all of them if
+    `learning`, else one at a time), in float32.
+    """
+    config = model.config.get_text_config()
+    words = config.vocab_size if model.get_output_embeddings() is not None else 0
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layers = config.num_hidden_layers if learning else 1
+    return max(1, int(gigabytes * 2**28 / (4 * words + layers * (16 * config.hidden_size + 4 * inner))))
+
+
+class Checkpoint:
+    """State of a loop in one file, written every `every` steps and read again by the same call.
+
+    `config` is what must be the same for the state to fit: another learning rate, other data or another policy is
+    another run, and an error. Numbers may differ by rounding.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], every: int = 10):
+        self.path, self.every = Path(path), every
+        self.config = {k: v if isinstance(v, str | int | float) else digest(v) for k, v in config.items()}
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, or None if there is none yet."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)  # tensors and plain values, no code
+            config = state.pop("config")
+        except Exception as error:  # whatever torch makes of a damaged file
+            raise AlignkitError(f"{self.path} is not a checkpoint that can be read; delete it to start anew") from error
+        differ = sorted(k for k in {*config, *self.config} if not _same(config.get(k), self.config.get(k)))
+        if differ:
+            raise AlignkitError(
+                f"{self.path} is the checkpoint of another run: {', '.join(differ)} differ; name another file, or "
+                "delete it to start anew"
+            )
+        return state
+
+    def save(self, step: int, last: bool, **state: Any) -> None:
+        """Write the state after `step` steps if it is time to, at once or not at all."""
+        if step % self.every and not last:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.part")
+        torch.save({"config": self.config, "step": step, **state}, part)
+        os.replace(part, self.path)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return math.isclose(a, b, rel_tol=1e-4) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of texts, numbers and tensors, to tell one data set from another."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu()
+            h.update((part.float() if part.is_floating_point() else part).numpy().tobytes())
+        else:
+            h.update(json.dumps(part, default=str).encode())
+    return h.hexdigest()[:16]
