@@ -8,13 +8,13 @@ The rooms are ordinary packages; the three names below are looked up when first 
 
 from importlib import import_module
 
-_HOMES = {"Annotator": "alignkit.feedback", "Policy": "alignkit.policy", "load_policy": "alignkit.policy"}
+HOMES = {"Annotator": "alignkit.feedback", "Policy": "alignkit.policy", "load_policy": "alignkit.policy"}
 
 __all__ = ["Annotator", "Policy", "load_policy"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'alignkit' has no attribute {name!r}")

@@ -158,8 +158,8 @@ def test_result_is_stored_with_its_time(sweep):
     _, good, _, outcomes = sweep
     result = claims.read_result(Path(outcomes["01_good"].job.result))
     assert result["values"] == {"gap": 0.5} and result["seconds"] == outcomes["01_good"].seconds
-    assert result["fingerprint"]["notebook"] == fingerprint.notebook_hash(good)
-    assert result["fingerprint"]["modules"] == {}  # the ledger and the runner don't make results
+    assert result["fingerprint"]["notebook"] == fingerprint.code_hash(fingerprint.read_code(good))
+    assert fingerprint.closure(fingerprint.read_code(good)) == {}  # the ledger and the runner don't make results
     assert "parameters" not in result
 
 
@@ -209,7 +209,7 @@ def add_claim(job, folder):
 
 def change_module(job, folder):
     result = json.loads(Path(job.result).read_text())
-    result["fingerprint"]["modules"]["alignkit.rewards.losses"] = "0" * 16
+    result["fingerprint"]["package"] = "0" * 16
     Path(job.result).write_text(json.dumps(result))
 
 

@@ -1,18 +1,19 @@
-"""What a result depended on (notebook, package, worlds, models), and whether that is still what is there.
+"""What a result depends on (notebook, package, worlds, models), and whether that is still what is there.
 
-Prose, outputs, comments and blank lines are left out: rewording an explanation must not void evidence.
+Code is compared as a syntax tree over the *static* import closure of the notebook: prose, outputs, comments,
+docstrings, messages and layout are left out. A difference is a gate and no verdict: `alignkit attest` compares values.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
-import io
+import platform
 import re
 import subprocess
 import sys
-import tokenize
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,9 @@ from alignkit.files import NOTEBOOKS, ROOT
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-# Code that shows, judges or starts results but does not make them. The ledger keeps raw values and judges
-# them anew each time, so a change here voids nothing. (What `build` makes, models, has its own hash.)
-VIEWS = {"build", "catalog", "claims", "cli", "errors", "files", "plots", "runner", "taxonomy"}
+# What shows, judges, names or starts results but does not make them. The ledger keeps raw values and judges them anew
+# each time, so a change here voids nothing. (The models that `lab.build` makes have their own hashes.)
+VIEWS = {"catalog", "claims", "errors", "files", "lab", "plots", "taxonomy"}
 VERSION = re.compile(r"(.+?)-v\d+")
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
@@ -34,63 +35,130 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-@lru_cache(maxsize=256)
-def code_lines(source: str) -> str:
-    """Python source without comment-only lines, blank lines and trailing whitespace; strings are kept."""
-    lines = source.splitlines()
-    dropped = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        row, column = token.start
-        if token.type == tokenize.COMMENT and not lines[row - 1][:column].strip():
-            dropped.add(row)
-        elif token.type == tokenize.NL and not lines[row - 1].strip():
-            dropped.add(row)
-    return "\n".join(line.rstrip() for row, line in enumerate(lines, 1) if row not in dropped)
+# --- code as a syntax tree
 
 
-def notebook_hash(path: str | Path) -> str:
-    """The `code_hash` of a notebook file."""
+class _Bare(ast.NodeTransformer):
+    """Leaves out what no value depends on: docstrings and the words of errors and warnings."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "warnings.warn":
+            return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.msg = None
+        return self.generic_visit(node)
+
+
+def _told(node: object) -> str:
+    """A syntax tree as text, fields that are empty left out: Python versions differ in those."""
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "ctx"]
+        return f"{type(node).__name__}({','.join(f'{name}={_told(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_told, node))}]"
+    return repr(node)
+
+
+@lru_cache(maxsize=512)
+def code_hash(source: str) -> str:
+    """Hash of Python source as a syntax tree. A notebook's magics are no Python: such source counts as it is."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return sha(source)
+    return sha(_told(_Bare().visit(tree)))
+
+
+def code_of(notebook: NotebookNode) -> str:
+    """A notebook's code cells, without the parameters cell and what a runner injected after it."""
+    return "\n# %%\n".join(
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and not PARAMETER_TAGS & set(cell.metadata.get("tags", []))
+    )
+
+
+def read_code(path: str | Path) -> str:
+    """The `code_of` a notebook file."""
     import nbformat
 
     try:
-        return code_hash(nbformat.read(path, as_version=4))
+        return code_of(nbformat.read(path, as_version=4))
     except OSError as error:
         raise AlignkitError(f"can't read the notebook {path}: {error.strerror}") from error
     except Exception as error:  # nbformat raises several kinds for files that are no notebooks
         raise AlignkitError(f"{path} is not a notebook: {error}") from error
 
 
-def code_hash(notebook: NotebookNode) -> str:
-    """Hash of a notebook's code cells, without the parameters cell and what a runner injected after it."""
-    code = [
-        "\n".join(line.rstrip() for line in cell.source.splitlines())
-        for cell in notebook.cells
-        if cell.cell_type == "code" and not PARAMETER_TAGS & set(cell.metadata.get("tags", []))
-    ]
-    return sha("\n# %%\n".join(code))
+# --- what it imports
 
 
-def module_path(name: str) -> Path:
-    """The source file of an alignkit module, found without importing it."""
-    return ROOT.joinpath(*name.split(".")).with_suffix(".py")
+def _module_file(name: str, root: Path) -> Path | None:
+    """The source of a module of the package below `root`, or None if there is none of that name."""
+    base = root.joinpath(*name.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
-def module_hash(name: str) -> str | None:
-    """Hash of a module's code, or None if the file is not there."""
-    path = module_path(name)
-    return sha(code_lines(path.read_text(encoding="utf-8"))) if path.is_file() else None
+def _imported(source: str, root: Path, homes: dict[str, str]) -> set[str]:
+    """The alignkit modules that this source names in its imports, wherever in it they stand."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module, *(homes[alias.name] for alias in node.names if alias.name in homes)}
+            names |= {name for name in inner if _module_file(name, root)}
+    return {name for name in names if name.split(".")[0] == "alignkit"}
 
 
-def is_view(name: str) -> bool:
-    """Whether a module is one of VIEWS or a part of it (`alignkit.claims.statistics`)."""
-    return name.split(".")[1].split("_")[0] in VIEWS
+def closure(source: str, root: Path = ROOT) -> dict[str, str]:
+    """{module: hash} of every alignkit module that this source can reach by imports, views left out."""
+    from alignkit import HOMES
+
+    found: dict[str, str] = {}
+    todo = _imported(source, root, HOMES)
+    while todo:
+        name = todo.pop()
+        parents = {".".join(name.split(".")[:depth]) for depth in range(2, name.count(".") + 1)}
+        todo |= parents - found.keys()
+        file = _module_file(name, root)
+        if name in found or name == "alignkit" or file is None or name.split(".")[1] in VIEWS:
+            continue
+        found[name], reached = _read_module(file, file.stat().st_mtime_ns, root)
+        todo |= reached - found.keys()
+    return found
 
 
-def loaded_modules() -> dict[str, str]:
-    """The alignkit modules this process has loaded, with their hashes; no packages' `__init__`, no views."""
-    names = sorted(name for name in sys.modules if name.startswith("alignkit.") and not is_view(name))
-    hashes = {name: module_hash(name) for name in names}
-    return {name: value for name, value in hashes.items() if value is not None}
+@cache
+def _read_module(file: Path, changed: int, root: Path) -> tuple[str, frozenset[str]]:
+    """A module's hash and what it imports; `changed`, the time of its last change, keeps the cache honest."""
+    from alignkit import HOMES
+
+    source = file.read_text(encoding="utf-8")
+    return code_hash(source), frozenset(_imported(source, root, HOMES))
+
+
+def fingerprint_of(source: str, root: Path = ROOT) -> dict[str, str]:
+    """The gate of a notebook's code: a hash of its own cells, and one over everything that they can reach."""
+    package = sorted(closure(source, root).items())
+    return {"notebook": code_hash(source), "package": sha(repr(package))}
+
+
+# --- models and worlds
 
 
 def model_hash(path: str | Path) -> str:
@@ -134,7 +202,7 @@ def full_version(world: object) -> tuple[str, str]:
 
 
 def stale_reasons(result: dict, notebook: str | Path | None = None) -> list[str]:
-    """Why a recorded result no longer describes what is in the working tree; empty if it does.
+    """Why a recorded result may no longer describe what is in the working tree; empty if it does.
 
     `notebook` is where the notebook is now (default: among the project's notebooks).
     """
@@ -143,15 +211,13 @@ def stale_reasons(result: dict, notebook: str | Path | None = None) -> list[str]
     notebook = Path(notebook) if notebook else NOTEBOOKS / f"{result['notebook']}.ipynb"
     if not notebook.is_file():
         reasons.append("notebook is gone")
-    elif notebook_hash(notebook) != recorded["notebook"]:
-        reasons.append("notebook code changed")
-    for name, value in recorded["modules"].items():
-        if module_hash(name) != value:
-            reasons.append(f"{name} changed")
+    else:
+        now = fingerprint_of(read_code(notebook))
+        reasons += [f"{part} code changed" for part in now if now[part] != recorded.get(part)]
     for name, version in recorded["world"].items():
-        now = world_version(name)
-        if now != version:
-            reasons.append(f"world {version} -> {now.removeprefix(name + '-') if now else 'gone'}")
+        present = world_version(name)
+        if present != version:
+            reasons.append(f"world {version} -> {present.removeprefix(name + '-') if present else 'gone'}")
     for name, value in recorded["model"].items():
         path = ROOT / recorded["model_files"][name]
         if not path.exists() or model_hash(path) != value:
@@ -159,22 +225,36 @@ def stale_reasons(result: dict, notebook: str | Path | None = None) -> list[str]
     return reasons
 
 
+# --- where and with what
+
+
+def git(*arguments: str, cwd: Path = ROOT) -> str | None:
+    """What git says, or None if it fails or is not here (an unpacked archive)."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def git_state() -> dict[str, object]:
     """The commit, and whether tracked files were modified since.
 
-    Recorded results and notebooks don't count: a sweep rewrites them itself, and a notebook's code has its
-    own hash.
+    Recorded results and notebooks don't count: a sweep rewrites them itself, and a notebook's code has its own hash.
     """
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None  # no git here: an unpacked archive
-        return done.stdout.strip() if done.returncode == 0 else None
-
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results", ":!notebooks")
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def processor() -> str:
+    """The processor's name and the instructions that torch uses: digits of a training run depend on both."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine() or "unknown"
+    torch = sys.modules.get("torch")  # a run that made values has loaded it
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}" if torch else name
 
 
 def versions() -> dict[str, str]:

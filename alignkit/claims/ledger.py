@@ -123,8 +123,7 @@ class Ledger:
     def _result(self) -> dict[str, Any]:
         code = os.environ.get("ALIGNKIT_NOTEBOOK") or NOTEBOOKS / f"{self.notebook}.ipynb"
         made_from = {
-            "notebook": fingerprint.notebook_hash(code),
-            "modules": fingerprint.loaded_modules(),
+            **fingerprint.fingerprint_of(fingerprint.read_code(code)),
             "world": self._world,
             "model": {name: fingerprint.model_hash(path) for name, path in self._models.items()},
             "model_files": {name: fingerprint.portable(path) for name, path in self._models.items()},
@@ -141,6 +140,7 @@ class Ledger:
             "fingerprint": made_from,
             **fingerprint.git_state(),
             "versions": fingerprint.versions(),
+            "processor": fingerprint.processor(),
             "seconds": round(time.monotonic() - self._started, 1),
         }
 
@@ -231,6 +231,7 @@ def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]
         "p_value": None,
         "verdict": "unmeasured",
         "survives_holm": False,
+        "processors": sorted({result.get("processor") or "not noted" for result in results}),
         "stale": _stale(claim, results, reasons),
     }
     if results:

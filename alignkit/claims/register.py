@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -42,7 +44,9 @@ class Claim:
 
     @property
     def rule_hash(self) -> str:
-        return self.rule.hash(self.kind)
+        """Of all that must be written down before the evidence: statement, measure, source, kind and rule."""
+        told = [self.statement, self.measure, self.source, self.kind, self.rule.key, self.rule.low, self.rule.high]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def load(path: str | Path | None = None) -> dict[str, Claim]:

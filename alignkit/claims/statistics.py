@@ -8,8 +8,6 @@ is nothing to estimate.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,11 +68,6 @@ class Rule:
             "within": f"within [{self.low:g}, {self.high:g}]",
             "max_error": f"error at most {self.high:g}",
         }[self.key]
-
-    def hash(self, kind: str) -> str:
-        """A fingerprint of the rule, so that evidence knows which rule it was collected for."""
-        text = json.dumps([kind, self.key, self.low, self.high])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _number(value: object, where: str) -> float:

@@ -86,6 +86,17 @@ def _folded(notebook: str, findings: Sequence[Mapping]) -> list[str]:
     return [*lines, "", "</details>"]
 
 
+def _note(rows: Sequence[Mapping]) -> str:
+    """Where the evidence was recorded, and why a reader's digits are others."""
+    places = sorted({place for row in rows for place in row["processors"] if row["n_seeds"]})
+    if not places:
+        return ""
+    return (
+        f"Recorded on: {'; '.join(places)}. On another processor the digits of a run differ, some by more than a "
+        "tenth: training amplifies rounding."
+    )
+
+
 class ClaimsTable:
     """A notebook's claims, this run's values, the recorded evidence; shows itself in notebooks and text."""
 
@@ -103,7 +114,7 @@ class ClaimsTable:
             if any(row["stale"] for row in rows):
                 columns["note"] = [stale_text(row) for row in rows]
         self.frame = pd.DataFrame(columns)
-        self.note = "" if verdicts else "A smoke run is too small for a verdict."
+        self.note = _note(rows) if verdicts else "A smoke run is too small for a verdict."
 
     def _repr_html_(self) -> str:
         # pandas cuts cells at 50 characters unless told not to

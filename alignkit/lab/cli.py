@@ -169,6 +169,41 @@ def claims(
 
 
 @app.command()
+def attest(
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(help='Names or numbers ("02"); default: all with evidence.', show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which evidence seed is run; default: the first.")] = None,
+    because: Annotated[str, typer.Option(help="Why values may differ: the fault that was mended.")] = "",
+    jobs: Annotated[int, typer.Option(help="How many notebooks at a time, one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder for old code and runs; kept, so that it resumes.")] = Path(
+        "runs/attest"
+    ),
+) -> None:
+    """Does today's code give what the recorded evidence's code gives? Runs one seed with both, and notes the outcome.
+
+    Exit status: 0 all equal, explained or unchanged; 1 something differs and stays stale.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from alignkit.claims import attest as attestation
+
+    names = attestation.notebooks_with_evidence(notebooks or [])
+
+    def one(name: str):
+        found = attestation.attest(name, seed, because, out)
+        print(f"{name}: {found.status if found else 'unchanged'}", file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        found = dict(zip(names, pool.map(one, names), strict=True))
+    _print_table(["notebook", "outcome", "seed", "largest relative difference"], attestation.table(found))
+    if any(item and item.status == "differs" for item in found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def catalog(
     conditions: Annotated[
         list[str] | None,

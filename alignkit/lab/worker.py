@@ -189,7 +189,7 @@ def store(job: Job, execution: Execution, written: Path) -> None:
         result["parameters"] = job.parameters
     cleaned = clean(execution.notebook)
     # what was executed, even if the file was edited meanwhile
-    result["fingerprint"]["notebook"] = fingerprint.code_hash(cleaned)
+    result["fingerprint"] |= fingerprint.fingerprint_of(fingerprint.code_of(cleaned))
     write_atomic(job.executed, nbformat.writes(cleaned) + "\n")
     write_atomic(job.result, claims.dumps(result))
     job.failed.unlink(missing_ok=True)
