@@ -21,7 +21,7 @@ def heldout(world, patient):
 @pytest.fixture(scope="module")
 def groups(world, patient):
     """Groups of four answers, best first."""
-    shown = feedback.draw_groups(world, patient, n=150, k=4, seed=4)
+    shown = feedback.draw_groups(world, patient, n=150, group_size=4, seed=4)
     ranked = []
     for prompt, texts in zip(shown["prompt"], shown["completions"], strict=True):
         order = np.argsort(-world.gold([prompt] * 4, texts), kind="stable")

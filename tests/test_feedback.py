@@ -120,7 +120,7 @@ def test_two_equal_samples_are_drawn_again_and_given_up_at_last(toy, world):
     assert len(drawn) == 200 and all(row["first"] != row["second"] for row in drawn)
 
     class Parrot:
-        def sample(self, prompts, n=1, seed=0):
+        def sample(self, prompts, n=1, seed=0, **options):
             return [["same"] * n for _ in prompts]
 
     assert len(feedback.draw_pairs(world, Parrot(), 5, prompts=prompts)) == 0
@@ -196,7 +196,7 @@ def test_shuffled_labels_say_nothing(world, pairs):
 
 @pytest.mark.parametrize("options", [{"n": 0}, {"n": 3, "prompts": []}])
 def test_no_pairs_to_draw_is_an_error(world, patient, options):
-    with pytest.raises(AlignkitError, match="draw_pairs: n must be at least 1 and prompts must not be empty"):
+    with pytest.raises(AlignkitError, match="n and group_size must be at least 1 and prompts must not be empty"):
         feedback.draw_pairs(world, patient, **options)
 
 

@@ -13,7 +13,7 @@ SURE = Annotator(temperature=1e-6, name="sure")
 
 @pytest.fixture(scope="module")
 def groups(world, patient):
-    return feedback.draw_groups(world, patient, 60, k=4, seed=1)
+    return feedback.draw_groups(world, patient, 60, group_size=4, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def test_groups_hold_different_answers_to_one_prompt(groups, singles):
 
 def test_groups_that_cannot_differ_are_left_out_and_bad_sizes_refused(world):
     class Parrot:
-        def sample(self, prompts, n=1, seed=0):
+        def sample(self, prompts, n=1, seed=0, **options):
             return [["same"] * n for _ in prompts]
 
-    assert len(feedback.draw_groups(world, Parrot(), 5, k=2)) == 0
-    with pytest.raises(AlignkitError, match="n and k must be at least 1"):
+    assert len(feedback.draw_groups(world, Parrot(), 5, group_size=2)) == 0
+    with pytest.raises(AlignkitError, match="n and group_size must be at least 1"):
         feedback.draw_groups(world, Parrot(), 0)
     with pytest.raises(DataError, match="prompt and completion"):
         feedback.one_by_one(Dataset.from_dict({"prompt": ["a"]}))
@@ -448,3 +448,78 @@ def test_pairs_are_chosen_by_what_scorers_do_not_know(shown):
         feedback.uncertainty(shown, by_length(1))
     with pytest.raises(AlignkitError, match="between 1 and the 200 pairs"):
         feedback.choose_pairs(shown, 201)
+
+
+# --- columns that people bring along
+
+
+def test_further_columns_go_along_with_every_form(world, singles):
+    some = singles.select(range(12)).add_column("source", [f"s{i}" for i in range(12)])
+    for form in (feedback.rate, feedback.thumbs, feedback.rate_aspects, feedback.critique, feedback.mark_steps):
+        assert form(world, some, SURE)["source"][:] == some["source"][:]
+    assert feedback.verify(some, lambda p, c: np.ones(len(c)))["source"][:] == some["source"][:]
+    mended = feedback.correct(world, some, SURE)
+    source = dict(zip(some["completion"], some["source"], strict=True))
+    assert [source[text] for text in mended["rejected"]] == mended["source"][:] and len(mended)
+
+
+def test_further_columns_of_pairs_and_groups_go_along(world, patient, shown):
+    pairs = shown.add_column("source", [f"s{i}" for i in range(len(shown))])
+    labels = feedback.label(world, pairs, SURE)
+    assert labels["source"][:] == pairs["source"][:]
+    assert feedback.shuffle_labels(labels)["source"][:] == pairs["source"][:]
+    assert not {"position", "p_chosen"} & set(feedback.shuffle_labels(labels).column_names)
+    assert feedback.swap(pairs)["source"][:] == pairs["source"][:]
+    assert feedback.majority({"one": labels, "other": labels})["source"][:] == pairs["source"][:]
+    ruled = feedback.label_by_rule(pairs, lambda p, c: [float(i % 2) for i in range(len(c))])
+    assert ruled["source"][:] == [f"s{row}" for row in ruled["task"]]
+    asked = Dataset.from_dict({"prompt": world.prompts("feedback")[:3], "answer": ["a", "b", "c"]})
+    drawn = feedback.draw_groups(world, patient, 6, group_size=2, prompts=asked, max_new_tokens=8)
+    known = dict(zip(asked["prompt"], asked["answer"], strict=True))
+    assert [known[prompt] for prompt in drawn["prompt"]] == drawn["answer"][:]
+    assert max(len(text.split()) for texts in drawn["completions"] for text in texts) <= 8
+    assert feedback.rank(world, drawn, SURE)["answer"][:] == drawn["answer"][:]
+    assert feedback.one_by_one(drawn)["answer"][:2] == [drawn["answer"][0]] * 2
+
+
+def test_prompts_that_are_one_string_are_refused(world, patient):
+    with pytest.raises(DataError, match="a list of prompts"):
+        feedback.draw_pairs(world, patient, 2, prompts="how do i make tea ?")
+
+
+def test_people_judge_by_the_columns_that_the_world_asks_for():
+    class Quiz(worlds.AspectWorld):
+        name, version, aspects = "quiz", "quiz-v1", ("right",)
+
+        def gold_aspects(self, prompts, completions, answer):
+            return {"right": np.array([float(a == c) for a, c in zip(answer, completions, strict=True)])}
+
+    pairs = Dataset.from_dict({"prompt": ["q", "q"], "first": ["1", "1"], "second": ["2", "2"], "answer": ["1", "2"]})
+    assert feedback.label(Quiz(), pairs, SURE)["position"][:] == ["first", "second"]
+    singles = Dataset.from_dict({"prompt": ["q", "q"], "completion": ["1", "1"], "answer": ["1", "2"]})
+    right, wrong = feedback.rate_aspects(Quiz(), singles, SURE)["right"][:]
+    assert right > wrong
+
+
+# --- tables of votes
+
+
+def test_a_long_table_of_votes_becomes_labelings(shown):
+    table = pd.DataFrame({"pair": [0, 2, 0], "who": ["ann", "ann", "bob"], "winner": ["first", "second", "second"]})
+    found = feedback.labelings(shown, table, task="pair", worker="who", winner="winner")
+    assert list(found) == ["ann", "bob"] and found["ann"]["task"][:] == [0, 2]
+    assert found["ann"]["chosen"][:] == [shown["first"][0], shown["second"][2]]
+    assert feedback.majority(found)["task"][:] == [0, 2]
+    for change, message in (({"pair": 999}, "row 1 of the votes: pair 999"), ({"winner": "tie"}, "winner 'tie'")):
+        bad = table.assign(**{name: [table[name][0], value, table[name][2]] for name, value in change.items()})
+        with pytest.raises(DataError, match=message):
+            feedback.labelings(shown, bad, task="pair", worker="who", winner="winner")
+
+
+@pytest.mark.parametrize("value", ["tie", "A", "First", "1", None])
+def test_a_vote_for_neither_side_is_named(world, shown, value):
+    labels = feedback.label(world, shown, SURE)
+    sides = [labels["position"][0], value, *labels["position"][2:]]
+    bad = labels.remove_columns("position").add_column("position", sides)
+    with pytest.raises(DataError, match="labeling 'ann', row 1: position is"):
+        feedback.votes({"ann": bad})

@@ -324,12 +324,12 @@ def test_rollouts_find_what_can_not_end_well(sums, adder):
     right = sums.segments(sums.ideal(prompt))
     digits = right[0].split()
     wrong = [" ".join([*digits[:-2], str((int(digits[-2]) + 5) % 10), "."]), *right[1:-1], "answer 1 ."]
-    labels = feedback.rollout_labels(adder, [prompt, prompt, prompt], [right, wrong, right], sums.correct, k=16, seed=1)
+    labels = feedback.rollout_labels(adder, [prompt, prompt, prompt], [right, wrong, right], sums.correct, n=16, seed=1)
     good, bad, again = labels["labels"]
     assert len(good) == len(right) and good[-1] == 1.0 and bad[-1] == 0.0
     assert good[0] > bad[0] + 0.2 and all(0 <= v <= 1 for v in good + bad)
     assert again == good and labels["rollouts"] == [16 * 3, 16 * 3, 0]  # equal beginnings are paid for once
-    hard = feedback.rollout_labels(adder, [prompt], [right], sums.correct, k=16, hard=True, seed=1)["labels"][0]
+    hard = feedback.rollout_labels(adder, [prompt], [right], sums.correct, n=16, hard=True, seed=1)["labels"][0]
     assert set(hard) <= {0.0, 1.0} and all(h >= s for h, s in zip(hard, good, strict=True))
 
 
@@ -341,7 +341,7 @@ def test_bad_input_to_rollouts(sums, adder):
         ([[{"role": "user", "content": prompt}]], [["answer 1 ."]], 2, "row 0: the prompt is list"),
     ]:
         with pytest.raises(AlignkitError, match=message):
-            feedback.rollout_labels(adder, prompts, steps, sums.correct, k=k)
+            feedback.rollout_labels(adder, prompts, steps, sums.correct, n=k)
 
 
 # -- tokens and stages -----------------------------------------------------------------------------

@@ -324,7 +324,7 @@ def treat(name, world, patient, pairs):
         return optimize.kto(patient, thumbs_of(pairs.select(range(160))), epochs=1.5, **some)
     if name in ("rrhf", "pro"):
         sharp = feedback.Annotator(temperature=1e-3)
-        ranked = feedback.rank(world, feedback.draw_groups(world, patient, 100, k=4, seed=1), sharp)
+        ranked = feedback.rank(world, feedback.draw_groups(world, patient, 100, group_size=4, seed=1), sharp)
         return getattr(optimize, name)(patient, ranked, epochs=1.5, **some)
     if name == "raft":
         return optimize.raft(patient, asked, gold, k=6, rounds=2, prompts_per_round=60, epochs=3, **some)

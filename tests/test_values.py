@@ -9,7 +9,7 @@ from alignkit import feedback, rewards
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.drift import agreements, peek, usual_rate, watch
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.groups import Crowd, Group, crowd, label_over_time
+from alignkit.feedback.people import Crowd, Group, crowd, label_over_time
 from alignkit.rewards.continual import refresh
 from alignkit.rewards.distributional import Distributional, explained, normal_preference_loss
 from alignkit.rewards.personal import PersonalReward, sort_people, states

@@ -1,19 +1,41 @@
-"""Several labelings of the same pairs made into one, and what they say about who is right how often."""
+"""Several labelings of the same pairs made into one; and what pooled comparisons of people who differ say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 from crowdkit.aggregation import DawidSkene
 from crowdkit.metrics.data import alpha_krippendorff
 from datasets import Dataset
+from scipy.optimize import root
 
 from alignkit.errors import AlignkitError, DataError
+from alignkit.feedback.answers import COST, further
+from alignkit.feedback.compare import SIDES, label_as
 
 #: name -> labels of the same pairs, as `label` gives them; with a column `task`, the row of the pair, if not of all
 Labelings = Mapping[str, Dataset]
+JUDGED = ("task", "prompt", "chosen", "rejected", "position", "p_chosen", "confidence", "annotator")  # by a labeler
+
+
+def labelings(pairs: Dataset, table: pd.DataFrame, task: str = "task", worker: str = "worker",
+              winner: str = "label") -> dict[str, Dataset]:  # fmt: skip
+    """A long table of votes as labelings of the pairs `prompt/first/second`, one a worker, in order of appearance.
+
+    Columns of the table: `task` (row of the pair, from 0), `worker`, `winner` ("first" or "second"). Leave ties out.
+    DataError names the row of the table that is none of this.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    for row, (number, name, side) in enumerate(zip(table[task], table[worker], table[winner], strict=True)):
+        if number not in range(len(pairs)) or side not in SIDES:
+            raise DataError(f"row {row} of the votes: {task} {number!r}, {winner} {side!r}; give the row of one of "
+                            f"{len(pairs)} pairs and 'first' or 'second' (leave ties out)")  # fmt: skip
+        found.setdefault(str(name), []).append((int(number), side))
+    return {name: label_as(pairs.select([i for i, _ in said]), [side for _, side in said], name)
+            .add_column("task", [i for i, _ in said]) for name, said in found.items()}  # fmt: skip
 
 
 def votes(labelings: Labelings) -> pd.DataFrame:
@@ -22,9 +44,20 @@ def votes(labelings: Labelings) -> pd.DataFrame:
         raise DataError("votes: give at least one labeling, {name: labels}")
     parts = []
     for name, data in labelings.items():
-        task = data["task"][:] if "task" in data.column_names else range(len(data))
-        parts.append(pd.DataFrame({"task": task, "worker": name, "label": data["position"][:]}))
+        if "position" not in data.column_names:
+            raise DataError(f"labeling {name!r} has no column 'position' (\"first\" or \"second\"); see `label`")
+        sides = data["position"][:]
+        wrong = next((row for row, side in enumerate(sides) if side not in SIDES), None)
+        if wrong is not None:
+            raise DataError(f"labeling {name!r}, row {wrong}: position is {sides[wrong]!r}; it must be 'first' or "
+                            "'second' (leave ties out)")  # fmt: skip
+        parts.append(pd.DataFrame({"task": _tasks(data), "worker": name, "label": sides}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _tasks(data: Dataset) -> list[int]:
+    """The row of the pair that each label is about."""
+    return data["task"][:] if "task" in data.column_names else list(range(len(data)))
 
 
 def alpha(table: pd.DataFrame, interval: bool = False) -> float:
@@ -92,14 +125,15 @@ def combine(labelings: Labelings, reliability: Mapping[str, float], seed: int = 
 
 def _decided(labelings: Labelings, p_first: pd.Series, seed: int) -> Dataset:
     """Labels from the probability that the first side is right, by task; ties by coin."""
-    shown = {}
+    shown, along = {}, {}
     for data in labelings.values():
-        task = data["task"][:] if "task" in data.column_names else range(len(data))
-        rows = zip(task, data["prompt"], data["chosen"], data["rejected"], data["position"], strict=True)
-        for t, prompt, chosen, rejected, position in rows:
+        rest = further(data, (*JUDGED, *COST))
+        rows = zip(_tasks(data), data["prompt"], data["chosen"], data["rejected"], data["position"], strict=True)
+        for i, (t, prompt, chosen, rejected, position) in enumerate(rows):
             pair = (prompt, chosen, rejected) if position == "first" else (prompt, rejected, chosen)
             if shown.setdefault(t, pair) != pair:
                 raise DataError(f"task {t}: the labelings are not of the same pairs in the same order")
+            along.setdefault(t, {name: values[i] for name, values in rest.items()})
     tasks = sorted(shown)
     p = p_first.reindex(tasks).to_numpy(dtype=float)
     takes_first = np.where(np.isclose(p, 0.5), np.random.default_rng([seed, 11]).random(len(p)) < 0.5, p > 0.5)
@@ -112,5 +146,62 @@ def _decided(labelings: Labelings, p_first: pd.Series, seed: int) -> Dataset:
             "rejected": [rejected for _, rejected in sides],
             "position": ["first" if took else "second" for took in takes_first],
             "confidence": np.maximum(p, 1 - p),
+            **{name: [along[t].get(name) for t in tasks] for name in dict.fromkeys(k for t in tasks for k in along[t])},
         }
     )
+
+
+def win_matrix(utilities: np.ndarray, temperature: float = 1.0, shares: np.ndarray | None = None) -> np.ndarray:
+    """P(i beats j) pooled over groups of people, shape (K, K), one half on the diagonal.
+
+    utilities (groups, K): what each outcome is worth to each group; shares: how many they are (default: equal).
+    """
+    u = np.atleast_2d(np.asarray(utilities, dtype=float))
+    shares = np.full(len(u), 1 / len(u)) if shares is None else np.asarray(shares, dtype=float)
+    gap = (u[:, :, None] - u[:, None, :]) / temperature
+    return np.tensordot(shares / shares.sum(), 0.5 * (1 + np.tanh(gap / 2)), axes=1)
+
+
+def borda(p: np.ndarray) -> np.ndarray:
+    """Borda's count: the mean chance of each outcome to win against another, shape (K,). (2312.08358)"""
+    p = _checked(p)
+    return (p.sum(1) - p.diagonal()) / (len(p) - 1)
+
+
+def bradley_terry_limit(p: np.ndarray) -> np.ndarray:
+    """The Bradley-Terry scores (mean 0) that endless comparisons of all pairs, equally often, lead to; shape (K,).
+
+    The maximum of sum_ij p_ij log sigmoid(s_i - s_j), whose gradient vanishes where each outcome's modeled wins equal
+    its real ones: sum_j sigmoid(s_i - s_j) = sum_j p_ij. Larger Borda counts therefore get larger scores (2312.08358),
+    whoever the people are.
+    """
+    p = _checked(p)
+
+    def gradient(s: np.ndarray) -> np.ndarray:
+        modeled = 0.5 * (1 + np.tanh((s[:, None] - s[None, :]) / 2))
+        residual = (modeled - p).sum(1)
+        residual[-1] = s.sum()  # the constant is free: fix it
+        return residual
+
+    found = root(gradient, np.zeros(len(p)), tol=1e-13)
+    if np.abs(gradient(found.x)).max() > 1e-8:
+        raise AlignkitError("no finite Bradley-Terry scores: some outcome always wins or always loses")
+    return found.x
+
+
+def cycles(p: np.ndarray) -> list[list[int]]:
+    """Circles of three in which a majority prefers each outcome to the next (Condorcet), smallest index first.
+
+    p (K, K): chance, or share of labels, in which row beats column; exactly one half is no preference.
+    """
+    p = _checked(p)
+    graph = nx.DiGraph([(i, j) for i in range(len(p)) for j in range(len(p)) if i != j and p[i, j] > 0.5])
+    found = [c for c in nx.simple_cycles(graph, length_bound=3) if len(c) == 3]
+    return sorted(c[c.index(min(c)) :] + c[: c.index(min(c))] for c in found)
+
+
+def _checked(p: np.ndarray) -> np.ndarray:
+    p = np.asarray(p, dtype=float)
+    if p.ndim != 2 or p.shape[0] != p.shape[1] or len(p) < 2 or not np.allclose(p + p.T, 1):
+        raise AlignkitError(f"need a square matrix with p[i, j] + p[j, i] = 1, at least 2 x 2; got shape {p.shape}")
+    return p

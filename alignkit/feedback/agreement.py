@@ -1,12 +1,17 @@
-"""How well labels agree: with each other, with the truth, and with themselves when the order is turned around."""
+"""How well labels agree: with each other, with the truth, with themselves in the other order; and do they lean?"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from datasets import Dataset
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from alignkit.worlds.base import World
+from alignkit.feedback.answers import further
+from alignkit.feedback.compare import PAIR
+from alignkit.worlds.base import World, judge_rows
 
 
 def bayes_ceiling(p_chosen: np.ndarray) -> float:
@@ -23,8 +28,8 @@ def pair_accuracy(scores_chosen: np.ndarray, scores_rejected: np.ndarray) -> flo
 
 def gold_agreement(world: World, pairs: Dataset) -> float:
     """Share of labels that gold shares (ties count one half)."""
-    prompts = pairs["prompt"][:]
-    return pair_accuracy(world.gold(prompts, pairs["chosen"][:]), world.gold(prompts, pairs["rejected"][:]))
+    prompts, along = pairs["prompt"][:], further(pairs, ("prompt",))
+    return pair_accuracy(*(judge_rows(world.gold, prompts, pairs[side][:], along) for side in ("chosen", "rejected")))
 
 
 def kappa(first: Dataset, second: Dataset) -> float:
@@ -43,4 +48,39 @@ def raw_agreement(first: Dataset, second: Dataset) -> float:
 
 def swap(pairs: Dataset) -> Dataset:
     """The same unlabeled pairs shown in the other order."""
-    return Dataset.from_dict({"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]})
+    columns = {"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]}
+    return Dataset.from_dict({**columns, **further(pairs, PAIR)})
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """Share of n labels that lean one way, its 95 % interval (Wilson), and the p-value of an even share."""
+
+    share: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def position_leaning(labels: Dataset) -> Leaning:
+    """Share of labels (column `position`) that chose the side shown first. Even if sides are placed at random."""
+    return _leaning(np.array(labels["position"][:]) == "first")
+
+
+def length_leaning(labels: Dataset) -> Leaning:
+    """Share of the pairs of unequal length in which the longer side, in words, was chosen.
+
+    Not even need not mean bias: where longer answers are better, or worse, honest labels lean too.
+    """
+    pairs = zip(labels["chosen"], labels["rejected"], strict=True)
+    gap = np.array([len(chosen.split()) - len(rejected.split()) for chosen, rejected in pairs])
+    return _leaning(gap[gap != 0] > 0)
+
+
+def _leaning(hits: np.ndarray) -> Leaning:
+    if not len(hits):
+        return Leaning(float("nan"), 0.0, 1.0, 1.0, 0)
+    test = binomtest(int(hits.sum()), len(hits))
+    low, high = test.proportion_ci(method="wilson")
+    return Leaning(test.statistic, float(low), float(high), float(test.pvalue), len(hits))

@@ -1,13 +1,17 @@
-"""Simulated people who compare two completions: a Bradley-Terry choice with the biases people have."""
+"""Who answers: simulated people, by a Bradley-Terry choice with the biases people have; and models that score."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from datasets import Dataset
 
 from alignkit.errors import AlignkitError
-from alignkit.worlds.base import World
+from alignkit.worlds.base import World, judge_rows
+
+Scorer = Callable[[list[str], list[str]], object]  # (prompts, completions) -> scores, or an object with `.scores`
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Annotator:
         """The same person with some settings changed."""
         return replace(self, **changes)
 
-    def utility(self, world: World, prompts: list[str], completions: list[str]) -> np.ndarray:
-        """What a completion is worth to this person, shape (N,)."""
+    def utility(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
+        """What a completion is worth to this person, shape (N,). `columns`: further columns of the rows (see
+        `worlds.base.judge_rows`), here as in the next two."""
         unknown = set(self.weights) - set(world.aspects)
         if unknown:
             raise AlignkitError(
@@ -57,18 +62,72 @@ class Annotator:
                 f"it has {', '.join(world.aspects)}"
             )
         weights = {**world.weights, **self.weights}
-        aspects = world.gold_aspects(prompts, completions)
+        aspects = judge_rows(world.gold_aspects, prompts, completions, columns)
         return sum(weights[name] * aspects[name] for name in world.aspects)
 
-    def worth(self, world: World, prompts: list[str], completions: list[str]) -> np.ndarray:
+    def worth(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
         """The impression without its noise, in logits, shape (N,): utility / temperature + length_bias * words."""
         length = np.array([len(text.split()) for text in completions], dtype=float)
-        return self.utility(world, prompts, completions) / self.temperature + self.length_bias * length
+        return self.utility(world, prompts, completions, **columns) / self.temperature + self.length_bias * length
 
-    def prefers_first(self, world: World, prompts: list[str], first: list[str], second: list[str]) -> np.ndarray:
+    def prefers_first(
+        self, world: World, prompts: list[str], first: list[str], second: list[str], **columns
+    ) -> np.ndarray:
         """Probability of choosing the completion shown first, shape (N,)."""
-        gap = self.utility(world, prompts, first) - self.utility(world, prompts, second)
+        gap = self.utility(world, prompts, first, **columns) - self.utility(world, prompts, second, **columns)
         longer = np.array([len(a.split()) - len(b.split()) for a, b in zip(first, second, strict=True)], dtype=float)
         logit = gap / self.temperature + self.position_bias + self.length_bias * longer
         sigmoid = 0.5 * (1 + np.tanh(logit / 2))  # does not overflow
         return self.error + (1 - 2 * self.error) * sigmoid
+
+
+def scores_of(scorer: Scorer, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
+    """The scorer's numbers as float64, shape (N,); AlignkitError if they are not one finite number for each."""
+    said = judge_rows(scorer, prompts, completions, columns)
+    values = np.asarray(getattr(said, "scores", said), dtype=np.float64)
+    if values.shape != (len(completions),) or not np.isfinite(values).all():
+        raise AlignkitError(
+            f"a scorer must return one finite number for each of {len(completions)} completions; it returned shape "
+            f"{values.shape}"
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class ModelAnnotator(Annotator):
+    """An annotator whose utility is what `scorer(prompts, completions)` says, not the world's gold.
+
+    A reward model, a model that reads a principle in its prompt (`with_principle`), or a rule. temperature is in units
+    of the scorer: 1 for a Bradley-Terry model samples from its own probabilities, 1e-6 always takes the larger score.
+    """
+
+    scorer: Scorer | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not callable(self.scorer):
+            raise AlignkitError(f"{self.name}: scorer must be callable on (prompts, completions)")
+
+    def utility(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
+        return scores_of(self.scorer, prompts, completions, **columns)
+
+
+def under(principle: str, data: Dataset) -> Dataset:
+    """The same feedback with a principle put before each prompt: what a model that reads principles learns from."""
+    columns = {name: data[name][:] for name in data.column_names}
+    return Dataset.from_dict({**columns, "prompt": [f"{principle} {prompt}" for prompt in columns["prompt"]]})
+
+
+def with_principle(scorer: Scorer, principles: str | Sequence[str]) -> Scorer:
+    """A scorer that is asked with a principle before each prompt; with several, the sum of its answers.
+
+    (Constitutional AI's labels, 2212.08073, from a model that need not know the world.)
+    """
+    said = [principles] if isinstance(principles, str) else list(principles)
+    if not said:
+        raise AlignkitError("with_principle: give at least one principle")
+
+    def ask(prompts: list[str], completions: list[str]) -> np.ndarray:
+        return sum(scores_of(scorer, [f"{text} {prompt}" for prompt in prompts], completions) for text in said)
+
+    return ask

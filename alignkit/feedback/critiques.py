@@ -7,9 +7,8 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.answers import People, assign, one_by_one
-from alignkit.feedback.cost import bits, with_cost
-from alignkit.worlds.base import HasFaults, HasSteps, World, require, write_fault
+from alignkit.feedback.answers import COST, People, assign, bits, further, one_by_one, with_cost
+from alignkit.worlds.base import HasCorpus, HasFaults, HasSteps, World, require, write_fault
 
 
 def faults(world: World, prompt: str, completion: str) -> list[str]:
@@ -37,30 +36,38 @@ def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -
     people, row, who = assign(annotator, len(singles))
     names = world.fault_names if isinstance(world, HasFaults) else ("wrong",)
     rng = np.random.default_rng([seed, 7])
-    out = [_criticize(world, people[k], prompts[i], texts[i], names, rng) for i, k in zip(row, who, strict=True)]
+    along = further(singles, ("prompt", "completion"))
+    out = [_criticize(world, people[k], prompts[i], texts[i], names, rng, {c: v[i] for c, v in along.items()})
+           for i, k in zip(row, who, strict=True)]  # fmt: skip
     place, fault, log2_answers, p = (list(column) for column in zip(*out, strict=True)) if out else ([],) * 4
     said = [write_fault(i, name) for i, name in zip(place, fault, strict=True)]
     columns = {"prompt": prompts, "completion": texts, "critique": said, "place": place, "fault": fault}
     columns["annotator"] = [people[k].name for k in who]
     sentences = [max(1, len(world.segments(text))) for text in texts]
-    return with_cost(columns, sentences, 1, bits(np.array(log2_answers), np.array(p)))
+    said_bits = bits(np.array(log2_answers), np.array(p))
+    return with_cost(columns, sentences, 1, said_bits, along)
 
 
 def _criticize(
-    world: World, person: Annotator, prompt: str, text: str, names: tuple[str, ...], rng: np.random.Generator
+    world: World, person: Annotator, prompt: str, text: str, names: tuple[str, ...], rng: np.random.Generator, own: dict
 ) -> tuple[int, str, float, float]:
     """Place, fault, log2 of the number of possible answers, probability of this one."""
     found, sentences = faults(world, prompt, text), world.segments(text)
     possible = [(0, ""), *((i, name) for i in range(1, len(sentences) + 1) for name in names)]
     true = [(0, ""), *((i, name) for i, name in enumerate(found, 1) if name)]
     without = [text, *(without_sentence(world, text, i) for i, _ in true[1:])]
-    worth = person.utility(world, [prompt] * len(without), without) / person.temperature
+    worth = _utility(world, person, prompt, without, own) / person.temperature
     chance = np.exp(worth - worth.max())
     chance = dict(zip(true, chance / chance.sum(), strict=True))
     p = np.array([(1 - 2 * person.error) * chance.get(answer, 0.0) + 2 * person.error / len(possible)
                   for answer in possible])  # fmt: skip
     pick = rng.choice(len(possible), p=p / p.sum())
     return *possible[pick], float(np.log2(len(possible))), float(p[pick])
+
+
+def _utility(world: World, person: Annotator, prompt: str, texts: list[str], own: dict) -> np.ndarray:
+    """What these answers to one prompt are worth to the person; `own`: further columns of that row."""
+    return person.utility(world, [prompt] * len(texts), texts, **{name: [v] * len(texts) for name, v in own.items()})
 
 
 def without_sentence(world: World, completion: str, place: int) -> str:
@@ -78,17 +85,20 @@ def correct(world: World, answers: Dataset, annotator: People, seed: int = 0) ->
     ideal answer in its place, whichever is worth most to them. Completions with "nothing wrong" give no row; the
     reading they took is not counted.
     """
+    require(world, HasCorpus, "mending answers")
     found = critique(world, answers, annotator, seed)
     people, _, who = assign(annotator, len(found))
+    names = ("prompt", "chosen", "rejected", "place", "fault", "annotator")
+    along = [name for name in found.column_names if name not in (*names, "completion", "critique", *COST)]
     rows, said = [], []
     for r, number in zip(found, who, strict=True):
         if r["place"]:
             edits = _edits(world, r["prompt"], r["completion"], r["place"])
-            worth = people[number].utility(world, [r["prompt"]] * len(edits), edits)
+            own = {name: r[name] for name in along}
+            worth = _utility(world, people[number], r["prompt"], edits, own)
             rows.append({**r, "chosen": edits[int(worth.argmax())], "rejected": r["completion"]})
             said.append(r["bits"] + np.log2(len(edits)))
-    names = ("prompt", "chosen", "rejected", "place", "fault", "annotator")
-    columns = {name: [r[name] for r in rows] for name in names}
+    columns = {name: [r[name] for r in rows] for name in (*names, *along)}
     return with_cost(columns, [r["decisions"] + 1 for r in rows], 1, np.array(said))
 
 
@@ -106,6 +116,7 @@ def demonstrate(world: World, prompts: list[str], annotator: People, seed: int =
     The ideal answer, with each of its sentences left out with probability 2 error. Nothing is read; one decision for
     each sentence of the ideal; possible answers: all texts of as many words from the world's vocabulary.
     """
+    require(world, HasCorpus, "writing answers")
     people, _, who = assign(annotator, len(prompts))
     rng = np.random.default_rng([seed, 8])
     log2_words = np.log2(len(world.vocabulary()))

@@ -1,18 +1,73 @@
-"""Ratings on a scale, thumbs, ratings by aspect; and how to undo that people use a scale differently."""
+"""Rankings of several completions; ratings on a scale, thumbs, ratings by aspect, and how to undo scale use."""
 
 from __future__ import annotations
+
+from math import lgamma, log
 
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import DataError
+from alignkit.errors import AlignkitError, DataError
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.answers import People, assign, one_by_one
-from alignkit.feedback.cost import bits, with_cost
-from alignkit.worlds.base import World
+from alignkit.feedback.answers import People, assign, bits, further, one_by_one, with_cost
+from alignkit.worlds.base import World, judge_rows
 
 EULER = 0.5772156649015329  # mean of Gumbel noise
 POINTS = 5
+SINGLE = ("prompt", "completion")
+
+
+def rank(world: World, groups: Dataset, annotator: People, top: int | None = None, seed: int = 0) -> Dataset:
+    """Rankings of each group of `prompt/completions`: columns `prompt/ranked/annotator` and cost.
+
+    Sampled from Plackett-Luce, P(ranking) = prod_k exp(w_k) / sum_{j >= k} exp(w_j) with the annotator's `worth` w
+    (plus the position bias for the one shown first); with probability 2 error any order (Luce 1959; 2301.11270). Only
+    the first `top` places are asked for; the rest stays in the order shown (fit with the same `top`); 1 is best of k.
+    """
+    if not {"prompt", "completions"} <= set(groups.column_names):
+        raise DataError(f"rankings need the columns prompt and completions; found {groups.column_names}")
+    asked, shown, known = groups["prompt"][:], groups["completions"][:], further(groups, ("prompt", "completions"))
+    sizes = {len(texts) for texts in shown}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise DataError(f"every group must hold the same number of completions, at least 2; found {sorted(sizes)}")
+    k = sizes.pop()
+    if top is not None and not 1 <= top <= k:
+        raise AlignkitError(f"rank: top must be between 1 and {k}, not {top}")
+    places = min(top or k, k - 1)
+    people, row, who = assign(annotator, len(groups))
+    worth = np.zeros((len(row), k))
+    for number, person in enumerate(people):
+        rows = np.flatnonzero(who == number)
+        prompts = [asked[i] for i in rows for _ in range(k)]
+        own = {name: [values[i] for i in rows for _ in range(k)] for name, values in known.items()}
+        worth[rows] = person.worth(world, prompts, [text for i in rows for text in shown[i]], **own).reshape(-1, k)
+        worth[rows, 0] += person.position_bias
+    error = np.array([person.error for person in people])[who]
+    order = _orders(worth, error, np.random.default_rng([seed, 4]))[:, :places]
+    rest = [[i for i in range(k) if i not in first] for first in order]
+    ranked = [[shown[r][i] for i in [*first, *last]] for r, first, last in zip(row, order, rest, strict=True)]
+    log2_answers = (lgamma(k + 1) - lgamma(k - places + 1)) / log(2)
+    p = (1 - 2 * error) * _plackett_luce(worth, order) + 2 * error / 2**log2_answers
+    columns = {"prompt": asked, "ranked": ranked, "annotator": [people[i].name for i in who]}
+    return with_cost(columns, places, k, bits(log2_answers, p), known)
+
+
+def _orders(worth: np.ndarray, error: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Orders best first, shape (N, k): sorting worth plus Gumbel noise draws from Plackett-Luce (Yellott 1977)."""
+    noise, slips = rng.gumbel(size=worth.shape), rng.random(len(worth)) < 2 * error
+    return np.argsort(-(np.where(slips[:, None], 0.0, worth) + noise), axis=1, kind="stable")
+
+
+def _plackett_luce(worth: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Probability of the first places of each order, shape (N,)."""
+    worth = worth - worth.max(1, keepdims=True)
+    remaining, p, rows = np.ones_like(worth, dtype=bool), np.ones(len(worth)), np.arange(len(worth))
+    for chosen in order.T:
+        left = np.where(remaining, worth, -np.inf)
+        left = np.exp(left - left.max(1, keepdims=True))
+        p *= left[rows, chosen] / left.sum(1)
+        remaining[rows, chosen] = False
+    return p
 
 
 def rate(world: World, answers: Dataset, annotator: People, points: int = POINTS, everyone: bool = False,
@@ -46,7 +101,8 @@ def rate_aspects(
     As `rate`, with the aspect in place of utility (an annotator's own weights play no part) and a scale of its own.
     """
     singles = one_by_one(answers)
-    truth = world.gold_aspects(singles["prompt"][:], singles["completion"][:])
+    known = further(singles, SINGLE)
+    truth = judge_rows(world.gold_aspects, singles["prompt"][:], singles["completion"][:], known)
     people, row, who = assign(annotator, len(singles), everyone)
     cuts, columns, total = np.arange(points - 1) + 1.5, {}, np.zeros(len(row))
     for number, (aspect, values) in enumerate(truth.items()):
@@ -56,9 +112,9 @@ def rate_aspects(
         given, p = _on_scale(people, who, worth, cuts, (points + 1) / 2, center, unit, rng)
         columns[aspect] = (given + 1).tolist()
         total += bits(np.log2(points), p)
-    shown = {name: [singles[name][i] for i in row] for name in ("prompt", "completion")}
+    shown = {name: [singles[name][i] for i in row] for name in SINGLE}
     names = {"annotator": [people[i].name for i in who]}
-    return with_cost({**shown, **columns, **names}, len(truth), 1, total)
+    return with_cost({**shown, **columns, **names}, len(truth), 1, total, further(singles, SINGLE, row))
 
 
 def standardize(ratings: Dataset, scale: tuple[float, float] = (1, POINTS)) -> Dataset:
@@ -93,19 +149,20 @@ def check_ratings(ratings: Dataset, scale: tuple[float, float] = (1, POINTS)) ->
 def _singles(world, answers, annotator, everyone, center, unit, seed, cuts, middle, column) -> Dataset:
     """Every form that puts one completion on a scale: impressions, cut at `cuts`, as a column."""
     singles = one_by_one(answers)
-    prompts, texts = singles["prompt"][:], singles["completion"][:]
-    gold = world.gold(prompts, texts)
+    prompts, texts, known = singles["prompt"][:], singles["completion"][:], further(singles, SINGLE)
+    gold = judge_rows(world.gold, prompts, texts, known)
     center = float(gold.mean()) if center is None else center
     unit = (float(gold.std()) or 1.0) if unit is None else unit
     people, row, who = assign(annotator, len(singles), everyone)
     worth = np.zeros(len(row))
     for number, person in enumerate(people):
         mine = np.flatnonzero(who == number)
-        worth[mine] = person.worth(world, [prompts[i] for i in row[mine]], [texts[i] for i in row[mine]])
+        own = {name: [values[i] for i in row[mine]] for name, values in known.items()}
+        worth[mine] = person.worth(world, [prompts[i] for i in row[mine]], [texts[i] for i in row[mine]], **own)
     given, p = _on_scale(people, who, worth, cuts, middle, center, unit, np.random.default_rng([seed, 5]))
     columns = {"prompt": [prompts[i] for i in row], "completion": [texts[i] for i in row], **column(given)}
     columns["annotator"] = [people[i].name for i in who]
-    return with_cost(columns, 1, 1, bits(np.log2(len(cuts) + 1), p))
+    return with_cost(columns, 1, 1, bits(np.log2(len(cuts) + 1), p), further(singles, SINGLE, row))
 
 
 def _on_scale(

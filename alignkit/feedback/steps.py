@@ -1,0 +1,101 @@
+"""Labels for steps and outcomes: by people who read each step, by rollouts that see how it ends, by a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.feedback.answers import People, assign, bits, further, one_by_one, with_cost
+from alignkit.feedback.critiques import faults
+from alignkit.policy import Policy
+from alignkit.worlds.base import World
+
+SINGLE = ("prompt", "completion")
+
+
+def mark_steps(world: World, answers: Dataset, annotator: People, seed: int = 0) -> Dataset:
+    """Is each step right? TRL's process labels: columns `prompt/completions/labels` (steps, bools), `annotator`, cost.
+
+    A step is a segment of the completion, and right if it has no fault; each label is flipped with the probability
+    error of the annotator whose turn it is (temperature plays no part). Completions without a step are left out.
+    """
+    singles = one_by_one(answers)
+    shown = list(zip(singles["prompt"], singles["completion"], strict=True))
+    kept = [i for i, (_, text) in enumerate(shown) if world.segments(text)]
+    rows = [shown[i] for i in kept]
+    people, _, who = assign(annotator, len(rows))
+    rng = np.random.default_rng([seed, 9])
+    labels, said = [], []
+    for (prompt, text), number in zip(rows, who, strict=True):
+        right, error = np.array([name == "" for name in faults(world, prompt, text)]), people[number].error
+        flip = rng.random(len(right)) < error
+        labels.append((right ^ flip).tolist())
+        said.append(bits(1.0, np.where(flip, error, 1 - error)).sum())
+    steps = [world.segments(text) for _, text in rows]
+    columns = {"prompt": [prompt for prompt, _ in rows], "completions": steps, "labels": labels}
+    columns["annotator"] = [people[k].name for k in who]
+    return with_cost(columns, [len(s) for s in steps], 1, np.array(said), further(singles, SINGLE, kept))
+
+
+def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Dataset:
+    """Outcomes checked by a program: columns `prompt/completion/label`, `annotator` and cost.
+
+    `verifier(prompts, completions)` returns one of 0, 1, true, false for each (say `world.correct`, or a unit test).
+    """
+    singles = one_by_one(answers)
+    prompts, texts = singles["prompt"][:], singles["completion"][:]
+    verdicts = np.asarray(verifier(prompts, texts))
+    if verdicts.shape != (len(texts),) or not np.isin(verdicts, (0, 1)).all():
+        raise DataError(f"{name} must return 0 or 1 for each of {len(texts)} completions; it returned {verdicts!r:.80}")
+    columns = {"prompt": prompts, "completion": texts, "label": (verdicts == 1).tolist()}
+    columns["annotator"] = [name] * len(texts)
+    return with_cost(columns, 1, 1, np.ones(len(texts)), further(singles, SINGLE))
+
+
+def rollout_labels(
+    policy: Policy,
+    prompts: Sequence[str],
+    completions: Sequence[Sequence[str]],
+    verifier: Callable[[list[str], list[str]], Sequence[float]],
+    n: int = 8,
+    hard: bool = False,
+    seed: int = 0,
+    **options,
+) -> Dataset:
+    """Monte-Carlo labels (Math-Shepherd, 2312.08935): how often `policy` gets to a right answer from after each step.
+
+    `completions`: a list of steps for each prompt. `verifier(prompts, completions)` gives 1 for a right whole answer,
+    0 for a wrong one. Returns `prompt/completions/labels` as `mark_steps` does, labels in [0, 1]: the share of n
+    continuations that are right (soft estimation), or with `hard` whether any is. The last step needs no continuation:
+    its label is the verdict on the answer itself. Equal beginnings are continued once; column `rollouts` counts the
+    continuations paid for by each row. Further options go to `policy.rollout`.
+    """
+    if n < 1:
+        raise AlignkitError(f"rollout_labels: n must be at least 1, not {n}")
+    for row, (prompt, steps) in enumerate(zip(prompts, completions, strict=True)):
+        if not isinstance(prompt, str):
+            raise DataError(f"row {row}: the prompt is {type(prompt).__name__}, but beginnings are written after it; "
+                            "write messages out as one string")  # fmt: skip
+        if isinstance(steps, str) or not len(steps):
+            raise DataError(f"row {row}: a list of steps is needed, at least one; got {steps!r}")
+    starts = {(p, " ".join(steps[:i])): 0.0 for p, steps in zip(prompts, completions, strict=True)
+              for i in range(1, len(steps))}  # fmt: skip
+    if starts:
+        asked = list(starts)
+        ends = policy.rollout([f"{prompt} {start}" for prompt, start in asked], n, seed=seed, **options).completions
+        owner = [row for row in asked for _ in range(n)]
+        whole = [f"{start} {end}".strip() for (_, start), end in zip(owner, ends, strict=True)]
+        right = np.asarray(verifier([prompt for prompt, _ in owner], whole), dtype=float).reshape(-1, n)
+        starts = dict(zip(asked, (right.max(1) if hard else right.mean(1)).tolist(), strict=True))
+    last = np.asarray(verifier(list(prompts), [" ".join(steps) for steps in completions]), dtype=float)
+    labels, spent, paid = [], [], set()
+    for prompt, steps, verdict in zip(prompts, completions, last.tolist(), strict=True):
+        keys = [(prompt, " ".join(steps[:i])) for i in range(1, len(steps))]
+        labels.append([*(starts[key] for key in keys), verdict])
+        spent.append(n * len(set(keys) - paid))
+        paid.update(keys)
+    return Dataset.from_dict({"prompt": list(prompts), "completions": [list(steps) for steps in completions],
+                              "labels": labels, "rollouts": spent})  # fmt: skip
