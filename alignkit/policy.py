@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,19 +210,24 @@ class Policy:
     def token_logprobs(self, batch: Batch) -> Tensor:
         """log pi(token | what came before) for completion tokens, 0 where masked; shape (N, T); differentiable.
 
-        A batch of more than `logit_budget` logits is read in micro-batches. Where a gradient is wanted, each of them
-        is read again in the backward pass (its logits and activations are not kept), so that memory stays that of one;
-        the result is the same up to rounding.
+        A batch of more than `logit_budget` logits is read `in_parts`.
+        """
+        return self.in_parts(batch, self._token_logprobs)
+
+    def in_parts(self, batch: Batch, read: Callable[[Batch], Tensor]) -> Tensor:
+        """`read(rows)`, of shape (rows, T, ...), for all rows, in micro-batches of at most `logit_budget` logits.
+
+        Where a gradient is wanted, each of them is read again in the backward pass (its logits and activations are not
+        kept), so that memory stays that of one; the result is the same up to rounding. A batch that fits is read whole.
         """
         lengths, width = batch.attention.sum(1), batch.completion.shape[1]
         if len(micro_batches(lengths, self.vocabulary, len(batch), self.logit_budget)) <= 1:
-            return self._token_logprobs(batch)
+            return read(batch)
         order, parts = lengths.argsort(), []
         for part in micro_batches(lengths[order], self.vocabulary, len(batch), self.logit_budget):
             rows = batch.rows(order[part])
-            again = torch.is_grad_enabled()
-            logp = checkpoint(self._token_logprobs, rows, use_reentrant=False) if again else self._token_logprobs(rows)
-            parts.append(F.pad(logp, (0, width - logp.shape[1])))
+            out = checkpoint(read, rows, use_reentrant=False) if torch.is_grad_enabled() else read(rows)
+            parts.append(F.pad(out, (0, 0) * (out.ndim - 2) + (0, width - out.shape[1])))
         return torch.cat(parts)[order.argsort()]
 
     def _token_logprobs(self, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ from alignkit.optimize.decoding import (
     every_completion,
     exact_values,
 )
-from alignkit.optimize.in_context import InContext, kl_to, shuffled_answers
+from alignkit.optimize.in_context import InContext, shuffled_answers
 from alignkit.optimize.inference import (
     acceptance_rate,
     best_of_n,
@@ -329,17 +329,11 @@ def test_context_shifts_style_both_ways_without_an_update(reader, world):
     assert torch.equal(before, torch.cat([p.flatten() for p in reader.model.parameters()]))
 
 
-def test_kl_through_contexts_is_the_kl_where_there_is_none(patient, world):
-    prompts, other = world.prompts("seen")[:4], load_policy("assistant", patient=1)
-    want = evaluation.sequence_kl(patient, other, prompts, n=4, seed=1)
-    np.testing.assert_allclose(kl_to(patient, other, prompts, n=4, seed=1), want, atol=1e-5)
-
-
 def test_kl_of_a_context_is_positive_and_nothing_to_itself(reader, world):
     prompts = world.prompts("seen")[:4]
     polite = InContext(reader, principle="be polite .")
-    assert kl_to(polite, reader, prompts, n=4).min() > 0.05
-    np.testing.assert_allclose(kl_to(polite, polite, prompts, n=4), 0, atol=1e-6)
+    assert evaluation.sequence_kl(polite, reader, prompts, n=4).min() > 0.05
+    np.testing.assert_allclose(evaluation.sequence_kl(polite, polite, prompts, n=4), 0, atol=1e-6)
 
 
 # --- bad input

@@ -359,3 +359,18 @@ def test_size_and_context_are_as_asked(world):
     made = make_policy(world.vocabulary(), seed=3, context=40)
     assert 0.1e6 < weights_of(made).numel() < 0.2e6 and made.context == 40
     assert torch.equal(weights_of(made), weights_of(make_policy(world.vocabulary(), seed=3, context=40)))
+
+
+def test_what_is_read_in_parts_is_what_is_read_at_once_and_so_is_its_gradient(patient, world):
+    """Any reading of rows, here the entropy at each token; the budget makes 12 parts of 12 rows."""
+    rollout = patient.rollout(world.prompts("seen")[:4], 3, seed=1)
+    whole, parts = patient.copy(), patient.copy()
+    parts.logit_budget = 1
+    out = []
+    for policy in (whole, parts):
+        logp = lambda rows, p=policy: torch.log_softmax(p.logits(rows), -1) * rows.mask[..., None]  # noqa: E731
+        read = policy.in_parts(rollout.batch, lambda rows, f=logp: -(f(rows).exp() * f(rows)).sum(-1))
+        read.sum().backward()
+        out.append((read, *(p.grad for p in policy.model.parameters())))
+    for a, b in zip(*out, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -25,7 +25,7 @@ from alignkit.optimize.displacement import ches
 from alignkit.optimize.experience import Experience, token_rewards
 from alignkit.optimize.fresh_samples import as_labeler, online_dpo, regression_loss, reward_regression, win_probability
 from alignkit.optimize.gradients import cosine, project_conflicts, reward_gradient, unshrunk_cosine
-from alignkit.optimize.in_context import InContext, kl_to, shuffled_answers
+from alignkit.optimize.in_context import InContext, shuffled_answers
 from alignkit.optimize.inference import (
     acceptance_rate,
     best_of_n,
@@ -148,7 +148,6 @@ __all__ = [
     "ipo_loss",
     "iterative_dpo",
     "kl_estimate",
-    "kl_to",
     "kto",
     "kto_loss",
     "leave_one_out",

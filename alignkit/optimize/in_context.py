@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from alignkit.errors import AlignkitError, ContextError
 from alignkit.policy import Policy, Prompt
@@ -71,21 +70,3 @@ def shuffled_answers(demonstrations: Sequence[tuple[str, str]], seed: int = 0) -
     order = np.random.default_rng(seed).permutation(n)
     moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     return [(demonstrations[i][0], demonstrations[moved[i]][1]) for i in range(n)]
-
-
-@torch.no_grad()
-def kl_to(policy: Policy, reference: Policy, prompts: list, n: int = 16, seed: int = 0, max_new_tokens: int = 48):
-    """KL(policy || reference) in nats, one estimate a prompt, shape (prompts,): each reads prompts in its own way.
-
-    Like `evaluation.sequence_kl`, which it equals where both read the same; here `policy` may see a context that the
-    reference doesn't see.
-    """
-    rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
-    totals = []
-    for rows in torch.arange(len(rollout.batch)).split(256):
-        mine = rollout.batch.rows(rows)
-        tails = [row[keep.bool()].tolist() for row, keep in zip(mine.completion, mine.mask, strict=True)]
-        theirs = reference.pad([reference.prompt_ids(rollout.prompts[i]) for i in rows], tails)
-        logp, logq = (torch.log_softmax(p.logits(b).float(), -1) for p, b in ((policy, mine), (reference, theirs)))
-        totals.append(((logp.exp() * (logp - logq)).sum(-1) * mine.mask).sum(1))
-    return torch.cat(totals).double().view(len(prompts), n).mean(1).cpu().numpy()
