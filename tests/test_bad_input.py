@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from alignkit import optimize, rewards
+from alignkit import errors, optimize, rewards
 from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
 
 PROMPTS = ["please explain iron ?", "please explain salt ?"]
@@ -181,3 +181,16 @@ def test_every_error_is_one_line_and_of_one_kind(tiny):
     with pytest.raises(AlignkitError) as caught:
         rewards.as_reward(spoiled(float("nan")))(PROMPTS, ["two\nlines", "and\nmore"])
     assert "\n" not in str(caught.value)
+
+
+def test_shared_checks_name_the_argument_the_value_and_what_is_allowed():
+    errors.check_positive("here", beta=1e-9, n=1)
+    errors.check_at_least("here", 2, group_size=2)
+    errors.check_choice("here", "kind", "b", ("a", "b"))
+    for value in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(AlignkitError, match=f"here: beta must be a finite number above 0, not {value}"):
+            errors.check_positive("here", n=1, beta=value)
+    with pytest.raises(AlignkitError, match="here: group_size must be at least 2, not 1"):
+        errors.check_at_least("here", 2, group_size=1)
+    with pytest.raises(AlignkitError, match="here: kind must be one of a, b, not 'c'"):
+        errors.check_choice("here", "kind", "c", ("a", "b"))
