@@ -41,23 +41,43 @@ def spoiled(value):
     return lambda prompts, completions: [value if i == 1 else 0.5 for i in range(len(completions))]
 
 
+def changes(which):
+    """Writes into what it was given."""
+
+    def reward(prompts, completions):
+        {"prompts": prompts, "completions": completions}[which][1] = "better"
+        return [1.0] * len(completions)
+
+    return reward
+
+
 @pytest.mark.parametrize("use", [use_directly, use_in_grpo, use_in_rloo, use_in_best_of_n, use_as_trl])
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         (spoiled(float("nan")), r"'mine' returned nan for row 1 \(1 such rows\), prompt .*must be finite"),
         (spoiled(float("-inf")), "'mine' returned -inf for row 1 .*completion .*must be finite"),
-        (spoiled(None), "'mine' returned nan for row 1"),
-        (spoiled("good"), "'mine' returned scores that are not numbers"),
+        (spoiled("good"), "'mine' returned 'good' for row 1, prompt .*completion .*must be a number"),
+        (spoiled("1.5"), "'mine' returned '1.5' for row 1"),
+        (spoiled({"score": 1.0}), "'mine' returned {'score': 1.0} for row 1"),
+        (spoiled([1.0, 2.0]), r"'mine' returned \[1.0, 2.0\] for row 1"),
+        (spoiled(1 + 2j), "'mine' returned .1.2j. for row 1"),
+        (lambda p, c: "x" * len(c), "'mine' returned 'x+' for . completions"),
+        (lambda p, c: dict.fromkeys(range(len(c)), 1.0), "'mine' returned {0: 1.0"),
+        (lambda p, c: torch.full((len(c),), torch.nan, dtype=torch.bfloat16), "'mine' returned nan for row 0"),
+        (changes("prompts"), "'mine' changed 'prompts' in place, row 1: it was 'please .*', now it is 'better'"),
+        (changes("completions"), "'mine' changed 'completions' in place, row 1: it was '.*', now it is 'better'"),
+        (lambda p, c: rewards.Judgement(np.zeros(len(c)), critiques=["one"]), "'mine' returned 1 critiques for"),
         (
             lambda p, c: [1.0],
             r"'mine' returned scores of shape \(1,\) for \d completions: .*one number for each",
         ),
-        (lambda p, c: 1.0, r"'mine' returned scores of shape \(\)"),
-        (lambda p, c: None, r"'mine' returned scores of shape \(\)"),
-        (lambda p, c: np.zeros((len(c), 1)), r"'mine' returned scores of shape \(\d, 1\)"),
-        (lambda p, c: [[1.0]] + [[1.0, 2.0]] * (len(c) - 1), "'mine' returned scores that are not numbers"),
-        (lambda p, c: torch.ones(len(c), requires_grad=True), "'mine' returned scores that are not numbers"),
+        (lambda p, c: 1.0, "'mine' returned 1.0 for . completions: .*one number for each"),
+        (lambda p, c: None, "'mine' returned None for . completions: .*one number for each"),
+        (lambda p, c: np.float64(1), "'mine' returned .*1.0.* for . completions|shape"),
+        (lambda p, c: np.zeros((len(c), 2)), r"'mine' returned scores of shape \(\d, 2\)"),
+        (lambda p, c: [[1.0]] + [[1.0, 2.0]] * (len(c) - 1), r"'mine' returned \[1.0, 2.0\] for row 1"),
+        (lambda completions, answer: [1.0] * len(answer), "'mine' asks for 'answer', but no such column .*answer=..."),
         (lambda p, c: rewards.Judgement([float("inf")] * len(c)), "'mine' returned inf for row 0"),
         (broken, "'mine' raised KeyError: 'topic' .*try it on one completion by itself"),
         (lambda p: [1.0], "'mine' raised TypeError"),
@@ -81,7 +101,7 @@ def test_a_reward_class_must_return_a_judgement():
         def judge(self, prompts, completions):
             return [1.0] * len(completions)
 
-    with pytest.raises(RewardError, match="judge returned list, not a Judgement"):
+    with pytest.raises(RewardError, match="returned a list from judge: it must be a Judgement"):
         Mine()(PROMPTS, ["a", "b"])
 
 

@@ -369,10 +369,13 @@ def test_stages_advance_when_the_batch_passes_the_threshold_and_not_before():
 
     def score(values, batch=batch):
         said.update(values)
-        return stages(*batch).scores[0]
+        judgement = stages(*batch)
+        stages.update(judgement)
+        return judgement.scores[0]
 
     assert score({}) == 0.0 and stages.stage == 0
     assert score({"form": 1.0}, (["p"], ["c"])) == 1.0 and stages.stage == 0  # a look at one example moves nothing
+    assert stages(*batch).scores[0] == 1.0 and stages.stage == 0  # nor does scoring
     assert score({"form": 1.0}) == 1.0 and stages.stage == 1  # counts from the next batch on
     assert score({"content": 1.5}) == 2.5 and stages.stage == 1
     assert score({"content": 2.5}) == 3.5 and stages.stage == 2

@@ -157,15 +157,16 @@ def test_objectives_come_from_a_rewards_aspects(world):
 
 def test_max_min_moves_weight_to_what_lags_and_stays_a_distribution():
     reward = rewards.MaxMin(PARTS, rate=0.5)
-    reward(P, C)
+    assert np.array_equal(reward(P, C).scores, reward(P, C).scores) and not reward.weights, "scoring moves nothing"
+    reward.update(reward(P, C))
     first = dict(reward.weights)
     assert first["short"] > 0.5 and np.isclose(sum(first.values()), 1)
-    reward(P, C)
+    reward.update(reward(P, C))
     assert reward.weights["short"] > first["short"] and len(reward.history) == 2
     reward.reset()
     assert not reward.history and not reward.weights
     level = rewards.MaxMin(PARTS, floor={"short": -3.0, "thanks": 0.5})  # both means are 0 now
-    level(P, C)
+    level.update(level(P, C))
     assert np.allclose(list(level.weights.values()), 0.5)
 
 
@@ -173,13 +174,17 @@ def test_the_multiplier_rises_while_the_budget_is_broken_and_falls_while_there_i
     parts = {"good": lambda p, c: np.ones(len(c)), "cost": thanks}
     reward = rewards.Lagrangian(parts, "good", "cost", budget=0.25, rate=1.0, start=0.5)
     assert np.allclose(reward(P, C).scores, (1 - 0.5 * thanks(P, C)) / 1.5)
+    reward.update(reward(P, C))
     assert np.isclose(reward.multiplier, 0.75)
+    kept = reward.state()
     for _ in range(10):
-        reward(P, ["no ."] * 4)
+        reward.update(reward(P, ["no ."] * 4))
     assert reward.multiplier == 0.0, "never below 0"
     assert [row["multiplier"] for row in reward.history[:3]] == [0.5, 0.75, 0.5]
     reward.reset()
     assert reward.multiplier == 0.5
+    reward.restore(kept)
+    assert reward.multiplier == 0.75 and len(reward.history) == 1
 
 
 def test_lagrangian_finds_the_constrained_optimum_of_the_bandit():

@@ -1,9 +1,14 @@
 """Losses have the gradients and symmetries of their equations; rewards score as they should."""
 
+import asyncio
+import functools
 import itertools
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import finite_differences, weights_of
@@ -225,6 +230,152 @@ def test_any_function_is_a_reward_in_either_manner():
         np.testing.assert_array_equal(reward(["a", "b"], ["xx", "yyy"]).scores, [2, 3])
         assert reward.card.name == function.__name__ and rewards.as_reward(reward) is reward
     assert reward(["a"], ["x"]).critiques == ["ok"]
+
+
+def answers(completions, answer, **kwargs):
+    return [float(a in c) for c, a in zip(completions, answer, strict=True)]
+
+
+async def later(prompts, completions, **kwargs):
+    await asyncio.sleep(0)
+    return [float(len(c)) for c in completions]
+
+
+def called_loggers(completions, log_metric, log_extra, trainer_state, completion_ids):
+    log_metric("mean", 1.0)
+    log_extra("said", completions)
+    return [trainer_state.global_step + len(ids) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    ("function", "scores"),
+    [
+        (answers, [1, 0]),
+        (lambda completions, **columns: [columns["answer"][i] in c for i, c in enumerate(completions)], [1, 0]),
+        (lambda asked, said, answer: [len(a) for a in answer], [1, 3]),
+        (lambda responses, prompts: [len(c) for c in responses], [2, 3]),
+        (lambda *args, **columns: [len(c) for c in columns["completions"]], [2, 3]),
+        (later, [2, 3]),
+        (lambda completion_ids, **kwargs: [len(ids) for ids in completion_ids], [2, 1]),
+        (called_loggers, [2, 1]),
+        (functools.partial(lambda prompts, completions, scale: [scale * len(c) for c in completions], scale=2), [4, 6]),
+        (lambda prompts, completions: (len(c) for c in completions), [2, 3]),
+        (lambda prompts, completions: tuple(len(c) for c in completions), [2, 3]),
+        (lambda prompts, completions: map(len, completions), [2, 3]),
+        (lambda prompts, completions: pd.Series([2, 3], index=[7, 8]), [2, 3]),
+        (lambda prompts, completions: np.array([[2], [3]], dtype=np.float16), [2, 3]),
+        (lambda prompts, completions: torch.tensor([[2.0], [3.0]]).bfloat16().requires_grad_() * 1, [2, 3]),
+        (lambda prompts, completions: [torch.tensor(2.0, requires_grad=True), np.int8(3)], [2, 3]),
+        (lambda prompts, completions: np.array([True, False]), [1, 0]),
+        (lambda prompts, completions: [Fraction(1, 2), Decimal("0.25")], [0.5, 0.25]),
+        (lambda prompts, completions: [None, 3.0], [np.nan, 3]),
+        (lambda prompts, completions: np.array([None, 3.0]), [np.nan, 3]),
+    ],
+)
+def test_what_trl_takes_of_a_function_is_taken_everywhere(function, scores):
+    reward, columns = rewards.as_reward(function, "mine"), {"answer": ["x", "abc"], "completion_ids": [[1, 2], [3]]}
+    judgement = reward(("a", "b"), pd.Series(["xx", "yyy"]), **columns)
+    np.testing.assert_array_equal(judgement.scores, scores)
+    assert judgement.present.tolist() == [not np.isnan(s) for s in scores]
+    by_trl = rewards.to_trl(function)(prompts=["a", "b"], completions=["xx", "yyy"], **columns)
+    assert by_trl == [None if np.isnan(s) else s for s in scores]
+    assert reward([], [], answer=[], completion_ids=[]).scores.shape == (0,)
+
+
+def test_trls_own_rewards_work_as_they_are():
+    from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
+
+    said = [[{"role": "assistant", "content": text}] for text in ("<think>\nwhy\n</think>\nso", "so so so so so")]
+    prompts = [[{"role": "user", "content": "why ?"}]] * 2
+    ids = [[1] * 20, [1] * 2]
+    for function in (think_format_reward, get_repetition_penalty_reward(2, -1.0), get_soft_overlong_punishment(25, 10)):
+        mine = rewards.as_reward(function)(prompts, said, completion_ids=ids).scores.tolist()
+        assert mine == function(completions=said, completion_ids=ids) and len(set(mine)) == 2, function
+
+
+def test_an_async_function_is_waited_for_where_a_loop_is_running():
+    async def cell():
+        return rewards.as_reward(later)(["a"], ["xx"]).scores.tolist()
+
+    assert asyncio.run(cell()) == [2.0]
+
+
+def test_messages_reach_functions_as_they_are_and_text_rewards_as_the_last_turn(world):
+    prompts = [[{"role": "system", "content": "be brief"}, {"role": "user", "content": "how do i make tea ?"}]]
+    parts = [{"type": "text", "text": "boil "}, {"type": "text", "text": "water ."}]
+    said = [[{"role": "assistant", "content": parts}]]
+    seen = []
+    rewards.as_reward(lambda prompts, completions: seen.append((prompts, completions)) or [1.0])(prompts, said)
+    assert seen == [(prompts, said)]
+    plain = ["how do i make tea ?"], ["boil water ."]
+    says = rewards.contains("^b")
+    asks = rewards.RuleReward([rewards.Rule("asked", rewards.asked("^how")), rewards.Rule("says", says)])
+    for reward in (asks, rewards.GoldReward(world), rewards.RandomReward(0), rewards.Veto(asks, {"b": says})):
+        assert reward(prompts, said).scores.tolist() == reward(*plain).scores.tolist()
+    assert asks(prompts, said).scores.tolist() == [2.0]
+    call = [[{"role": "assistant", "content": None, "tool_calls": [{"name": "kettle"}]}]]
+    assert asks(prompts, call).scores.tolist() == [1.0]
+
+
+def test_a_reward_that_writes_into_a_column_or_a_message_is_told_where():
+    def longer(completions, answer, **kwargs):
+        answer.append("more")
+        return [1.0] * len(completions)
+
+    def rewritten(prompts, completions):
+        completions[1][0]["content"] = "better"
+        return [1.0] * len(completions)
+
+    with pytest.raises(AlignkitError, match="changed 'answer' in place, row 2: it was no row, now it is 'more'"):
+        rewards.as_reward(longer)(["a", "b"], ["x", "y"], answer=["p", "q"])
+    said = [[{"role": "assistant", "content": c}] for c in "xy"]
+    with pytest.raises(AlignkitError, match="changed 'completions' in place, row 1: .*'y'.*'better'"):
+        rewards.as_reward(rewritten)(["a", "b"], said)
+    assert said[1][0]["content"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("tea", ["x"]), "got a str as prompts: give a list"),
+        ((["tea"], "x"), "got a str as completions: give a list"),
+        ((["a"], ["x"], {"answer": "y"}), "got a str as answer: give a list"),
+        ((["a"], ["x"], {"answer": ["y", "z"]}), "got 2 values of 'answer' for 1 completions"),
+        ((["a"], [None]), "got None as the completion of row 0: give text"),
+        ((["a", "b"], ["x"]), "got 2 prompts but 1 completions"),
+    ],
+)
+def test_rows_that_are_no_rows_are_named(rows, message):
+    prompts, completions, *columns = rows
+    with pytest.raises(AlignkitError, match=f"'random:0' {message}"):
+        rewards.RandomReward(0)(prompts, completions, **(columns[0] if columns else {}))
+
+
+def test_a_row_that_is_not_a_rewards_own_is_left_out_by_what_is_built_on_it():
+    half = rewards.as_reward(lambda prompts, completions: [None if p == "b" else 2.0 for p in prompts])
+    other = rewards.as_reward(lambda prompts, completions: [10.0 for p in prompts])
+    rows = ["a", "b"], ["xx", "yyy"]
+    for reward in (rewards.Shaped(half), rewards.Veto(half, {"z": rewards.contains("z")}),
+                   rewards.Weighted({"half": half}, {"half": 1.0}), rewards.MaxMin({"half": half})):  # fmt: skip
+        assert reward(*rows).present.tolist() == [True, False]
+    both = rewards.Weighted({"half": half, "other": other}, {"half": 1.0, "other": 2.0})(*rows)
+    assert both.scores.tolist() == [22.0, 20.0] and both.present.all(), "as in TRL: the sum of those that speak"
+    assert rewards.Worst({"half": half, "other": other})(*rows).scores.tolist() == [2.0, 10.0]
+    with pytest.raises(AlignkitError, match="raft: the reward says None about row 1"):
+        half(*rows).all_scores("raft")
+    assert half(*rows).ranked().tolist() == [2.0, -np.inf]
+
+
+def test_columns_of_a_data_set_and_their_repetition():
+    data = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["x", "y"], "completion": ["no", "no"]})
+    prompts, columns = rewards.columns_of(data)
+    assert (prompts, columns) == (["a", "b"], {"answer": ["x", "y"]})
+    assert rewards.repeated(columns, 2) == {"answer": ["x", "x", "y", "y"]}
+    assert rewards.columns_of(["a"]) == (["a"], {})
+    with pytest.raises(AlignkitError, match="prompts are a str"):
+        rewards.columns_of("tea")
+    with pytest.raises(AlignkitError, match="no column 'prompt'; it has question"):
+        rewards.columns_of(Dataset.from_dict({"question": ["a"]}))
 
 
 def test_the_trl_adapter_takes_keywords_and_conversations(world):

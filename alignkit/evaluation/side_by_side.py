@@ -28,15 +28,20 @@ BUDGETS = {
 class Scaled(Reward):
     """A reward divided by `unit`, its finer credit too; the card stays the reward's own."""
 
+    reads = "as given"
+
     def __init__(self, reward: Reward | Callable, unit: float):
         self.reward, self.unit = as_reward(reward), unit
         self.card = self.reward.card
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        said = self.reward(prompts, completions)
+    def made_of(self) -> Mapping[str, Reward]:
+        return {"reward": self.reward}
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        said = self.reward(prompts, completions, **columns)
         fine = {name: values and [np.asarray(v) / self.unit for v in values]
                 for name, values in (("steps", said.steps), ("tokens", said.tokens))}  # fmt: skip
-        return Judgement(said.scores / self.unit, ends=said.ends, **fine)
+        return Judgement(said.scores / self.unit, ends=said.ends, present=said.present, parts={"reward": said}, **fine)
 
 
 def spread(reward: Reward | Callable, prompts: list, completions: list[str], n: int) -> float:

@@ -21,7 +21,7 @@ def best_of_n(policy: Policy, prompts: list, reward: Reward | Callable, n: int, 
     if n < 1:
         raise AlignkitError(f"best_of_n: n must be at least 1, not {n}")
     rollout = policy.rollout(prompts, n, seed=seed, **options)
-    scores = as_reward(reward)(rollout.prompts, rollout.completions).scores.reshape(len(prompts), n)
+    scores = as_reward(reward)(rollout.prompts, rollout.completions).ranked().reshape(len(prompts), n)
     tie_break = np.random.default_rng([seed, 5]).random(scores.shape)
     best = np.lexsort((tie_break, scores), axis=1)[:, -1]
     return [rollout.completions[i * n + k] for i, k in enumerate(best)]

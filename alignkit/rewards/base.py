@@ -1,16 +1,46 @@
-"""What a reward is: a callable on (prompts, completions) that returns a Judgement and carries a RewardCard."""
+"""What a reward is: a callable on (prompts, completions, **columns) that returns a Judgement and carries a RewardCard.
+
+One adapter serves training, best-of-n, audits and TRL:
+
+- `as_reward(anything) -> Reward`; `reward(prompts, completions, **columns) -> Judgement` checks all that goes in and
+  comes out; `reward.raw(...)` is the same without the demand that every score be finite (for audits);
+- `columns`: what else a row of the data set holds, each a sequence with one value a completion, handed over by name to
+  functions that take it, as TRL does; `columns_of(data)` splits a data set into prompts and columns, and
+  `repeated(columns, n)` repeats them for n completions a prompt. TRL's `completion_ids` (token ids of each completion),
+  `trainer_state`, `log_extra` and `log_metric` are handed over in the same way;
+- `Judgement.present` is False where the reward said None (a row of another task): the score there is NaN and the row
+  belongs to no group. `judgement.all_scores(where)` is for those who can't leave out a row, `judgement.ranked()` for
+  those who choose the best;
+- scoring never changes a reward. One that follows the training (a multiplier, a stage) moves in
+  `reward.update(judgement)`, which an optimizer calls once for each batch it trains on, after scoring it; `state()` and
+  `restore(state)` are for checkpoints;
+- `to_trl(reward)` is the reward as a TRL `reward_func`.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
-from alignkit.errors import RewardError
+from alignkit.errors import DataError, RewardError
+from alignkit.rewards.calling import (
+    TRAINERS,
+    CallError,
+    call_function,
+    copied,
+    first_change,
+    row_numbers,
+    rows_of,
+    text_of,
+)
 from alignkit.taxonomy import RewardCard
 from alignkit.worlds.base import World
 
@@ -24,6 +54,9 @@ class Judgement:
     - `steps`, N arrays, one number for each step or segment, and `ends`, N lists: where in the completion each of them
       ends, in characters;
     - `tokens`, N arrays, one number for each token of the policy, its end-of-sequence token included.
+
+    `present`, shape (N,), bool: False where the reward said None, "not my row"; the score is NaN there. `parts`: the
+    judgements of the rewards that this one is made of, by name.
     """
 
     scores: np.ndarray
@@ -33,9 +66,27 @@ class Judgement:
     steps: list[np.ndarray] | None = None
     ends: list[list[int]] | None = None
     tokens: list[np.ndarray] | None = None
+    present: np.ndarray | None = None
+    parts: dict[str, Judgement] | None = None
+
+    def __post_init__(self) -> None:
+        if self.present is None and isinstance(self.scores, np.ndarray) and self.scores.dtype.kind == "f":
+            self.present = np.ones(self.scores.shape, dtype=bool)
+
+    def all_scores(self, where: str) -> np.ndarray:
+        """The scores; RewardError, naming the first, if the reward left out rows."""
+        left_out = np.flatnonzero(~self.present)
+        if len(left_out):
+            raise RewardError(f"{where}: the reward says None about row {left_out[0]} ({len(left_out)} such rows), and "
+                              "here every row needs a score")  # fmt: skip
+        return self.scores
+
+    def ranked(self) -> np.ndarray:
+        """The scores, with minus infinity for rows that the reward left out: none of them is ever the best."""
+        return np.where(self.present, self.scores, -np.inf)
 
 
-def once(*columns: list) -> tuple[list[int], list[int]]:
+def unique_rows(*columns: list) -> tuple[list[int], list[int]]:
     """Samples repeat, and need scoring once: the rows that differ, and for each row which of them (by place) it is."""
     place: dict[str, int] = {}
     which, back = [], []
@@ -47,6 +98,24 @@ def once(*columns: list) -> tuple[list[int], list[int]]:
     return which, back
 
 
+def columns_of(data: Dataset | Sequence) -> tuple[list, dict[str, list]]:
+    """Prompts, and what else each row holds: of a data set its column `prompt` and all columns that are no completions;
+    of a list of prompts the list, and no columns."""
+    if not isinstance(data, Dataset):
+        if isinstance(data, str | Mapping):
+            raise DataError(f"prompts are a {type(data).__name__}; give a list of prompts, or a Dataset with 'prompt'")
+        return list(data), {}
+    if "prompt" not in data.column_names:
+        raise DataError(f"the data set has no column 'prompt'; it has {', '.join(data.column_names) or 'none'}")
+    rest = [name for name in data.column_names if name not in ("prompt", "completion", "completion_ids")]
+    return data["prompt"][:], {name: data[name][:] for name in rest}
+
+
+def repeated(columns: Mapping[str, list], n: int) -> dict[str, list]:
+    """The columns for n completions a prompt, a prompt's rows together."""
+    return {name: [value for value in values for _ in range(n)] for name, values in columns.items()}
+
+
 def sentence_ends(completion: str) -> list[int]:
     """Where each sentence ends, in characters: after its full stop, or where the text was cut off."""
     ends = [match.end() for match in re.finditer(r"[.?!](?=\s|$)", completion)]
@@ -54,87 +123,171 @@ def sentence_ends(completion: str) -> list[int]:
 
 
 class Reward:
-    """Subclasses set `card` and define `judge`; calling the reward checks what `judge` returned.
+    """Subclasses set `card` and define `judge`; calling the reward checks what goes into it and what it returned.
 
-    Raises RewardError, naming the reward, the row and the remedy, if it raises, or does not return one finite score
-    for each completion.
+    `judge` may take columns of the data set by name, or all of them as **columns. It works on copies.
+
+    Raises RewardError, naming the reward, the row and the remedy, if a string stands where a list is meant, lengths
+    don't match, `judge` raises or changes its rows in place, or doesn't return one finite number (or None) for each
+    completion.
     """
 
     card: RewardCard
 
+    #: How `judge` gets messages. "text": as plain text, of the prompt what the user asked last, of the completion what
+    #: the assistant said last; "chat": completions as plain text, prompts as messages, for a tokenizer's chat template;
+    #: "as given": as they are.
+    reads = "chat"
+
+    #: names of the attributes that `update` moves
+    moves: tuple[str, ...] = ()
+
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        """The judgement, not yet checked."""
         raise NotImplementedError
 
-    def __call__(self, prompts: list, completions: list[str]) -> Judgement:
-        if len(prompts) != len(completions):
-            raise RewardError(
-                f"reward {self.card.name!r} got {len(prompts)} prompts but {len(completions)} completions: give one "
-                "prompt for each completion"
-            )
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> Judgement:
+        """A checked judgement of N completions, with one prompt and one value of each column for each of them."""
+        return self._ask(prompts, completions, columns, finite=True)
+
+    def raw(self, prompts: Sequence, completions: Sequence, **columns: Any) -> Judgement:
+        """As calling the reward, but scores may be NaN or infinite where `present` is True."""
+        return self._ask(prompts, completions, columns, finite=False)
+
+    def update(self, judgement: Judgement) -> None:
+        """Called once for each batch that a policy is trained on, with that batch's judgement, after scoring it.
+
+        Most rewards stay as they are. Those made of others hand it on to them; see `Judgement.parts`.
+        """
+        for name, reward in self.made_of().items():
+            if name in (judgement.parts or {}):
+                reward.update(judgement.parts[name])
+
+    def made_of(self) -> Mapping[str, Reward]:
+        """The rewards that this one is made of, by the names of `Judgement.parts`."""
+        return {}
+
+    def state(self) -> dict:
+        """What `update` has moved so far, here and in the rewards that this one is made of; for checkpoints."""
+        own = {name: copy.deepcopy(getattr(self, name)) for name in self.moves}
+        return {"own": own, "parts": {name: reward.state() for name, reward in self.made_of().items()}}
+
+    def restore(self, state: dict) -> None:
+        """Back to what `state` returned."""
+        for name, value in state["own"].items():
+            setattr(self, name, copy.deepcopy(value))
+        for name, reward in self.made_of().items():
+            reward.restore(state["parts"][name])
+
+    def _ask(self, prompts: Sequence, completions: Sequence, columns: dict, finite: bool) -> Judgement:
+        shown: dict[str, list] = {"completions": []}
         try:
-            judgement = self.judge(prompts, completions)
+            whole = {name: columns.pop(name) for name in TRAINERS if name in columns}
+            shown = self._shown(prompts, completions, columns)
+            given = {name: copied(rows) for name, rows in shown.items()}
+            judgement = self.judge(given["prompts"], given["completions"], **self._taken({**given, **whole}))
+            if not isinstance(judgement, Judgement):
+                raise CallError(f"returned a {type(judgement).__name__} from judge", "it must be a Judgement")
+            judgement = _read(judgement, len(shown["completions"]))
+            for name, rows in shown.items():
+                _check_kept(name, rows, given[name])
+            if finite:
+                _check_finite(judgement)
+        except CallError as error:
+            row = "" if error.row is None else "".join(
+                f", {name[:-1]} {_short(shown[name][error.row])}" for name in ("prompts", "completions"))  # fmt: skip
+            raise RewardError(f"reward {self.card.name!r} {error.what}{row}: {error.remedy}") from error
         except RewardError:
-            raise
+            raise  # of a reward that this one is made of
         except Exception as error:  # whatever a user's function raises is a fact about that function
             raise RewardError(
-                f"reward {self.card.name!r} raised {type(error).__name__}: {error} "
-                f"(on {len(completions)} completions); "
-                "try it on one completion by itself"
+                f"reward {self.card.name!r} raised {type(error).__name__}: {error} (on {len(shown['completions'])} "
+                "completions); try it on one completion by itself"
             ) from error
-        if not isinstance(judgement, Judgement):
-            kind = type(judgement).__name__
-            raise RewardError(f"reward {self.card.name!r}: judge returned {kind}, not a Judgement")
-        judgement.scores = self._checked(judgement.scores, prompts, completions)
         return judgement
 
-    def _checked(self, scores, prompts, completions) -> np.ndarray:
-        try:
-            scores = np.asarray(scores, dtype=np.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise RewardError(f"reward {self.card.name!r} returned scores that are not numbers: {error}") from error
-        if scores.shape != (len(completions),):
-            raise RewardError(
-                f"reward {self.card.name!r} returned scores of shape {scores.shape} for {len(completions)} "
-                "completions: it must return one number for each"
-            )
-        bad = np.flatnonzero(~np.isfinite(scores))
-        if len(bad):
-            raise RewardError(
-                f"reward {self.card.name!r} returned {scores[bad[0]]} for row {bad[0]} ({len(bad)} such rows), prompt "
-                f"{str(prompts[bad[0]])[:60]!r}, completion {completions[bad[0]][:60]!r}: every score must be finite"
-            )
-        return scores
+    def _shown(self, prompts: Sequence, completions: Sequence, columns: dict) -> dict[str, list]:
+        """Prompts, completions and columns as lists of one length, messages as this reward reads them."""
+        rows = {name: rows_of(name, values) for name, values in
+                {"prompts": prompts, "completions": completions, **columns}.items()}  # fmt: skip
+        n = len(rows["completions"])
+        if len(rows["prompts"]) != n:
+            raise CallError(f"got {len(rows['prompts'])} prompts but {n} completions",
+                            "give one prompt for each completion")  # fmt: skip
+        for name, values in rows.items():
+            if len(values) != n:
+                raise CallError(f"got {len(values)} values of {name!r} for {n} completions", "give one for each")
+        for row, said in enumerate(rows["completions"]):
+            if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(m, dict) for m in said)):
+                raise CallError(f"got {said!r:.60} as the completion of row {row}", "give text, or a list of messages")
+        if self.reads != "as given":
+            rows["completions"] = [text_of(said, "assistant") for said in rows["completions"]]
+        if self.reads == "text":
+            rows["prompts"] = [text_of(p, "user") if isinstance(p, list) else p for p in rows["prompts"]]
+        return rows
+
+    def _taken(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What `judge` takes of the columns."""
+        parameters = inspect.signature(self.judge).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return {name: values for name, values in given.items()
+                if name not in ("prompts", "completions") and (every or name in parameters)}  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return repr(value if isinstance(value, str) and len(value) <= 60 else str(value)[:60])
+
+
+def _check_kept(name: str, rows: list, given: list) -> None:
+    """CallError naming the first row that was changed in place."""
+    row = first_change(rows, given)
+    if row is not None:
+        was, now = (_short(side[row]) if row < len(side) else "no row" for side in (rows, given))
+        raise CallError(f"changed {name!r} in place, row {row}: it was {was}, now it is {now}", "it may change a copy")
+
+
+def _check_finite(judgement: Judgement) -> None:
+    bad = np.flatnonzero(judgement.present & ~np.isfinite(judgement.scores))
+    if len(bad):
+        raise CallError(f"returned {judgement.scores[bad[0]]} for row {bad[0]} ({len(bad)} such rows)",
+                        "every score must be finite, or None for a row that is not its own", bad[0])  # fmt: skip
+
+
+def _read(judgement: Judgement, n: int) -> Judgement:
+    """The judgement with its numbers as arrays; CallError if a field doesn't have one entry for each of n rows."""
+    scores, present = row_numbers(judgement.scores, n)
+    if judgement.present is not None:
+        present &= np.asarray(judgement.present, dtype=bool)
+    aspects = judgement.aspects and {name: row_numbers(values, n)[0] for name, values in judgement.aspects.items()}
+    for name in ("critiques", "ranks", "steps", "ends", "tokens"):
+        values = getattr(judgement, name)
+        if values is not None and len(values) != n:
+            raise CallError(f"returned {len(values)} {name} for {n} completions", "it must return one entry for each")
+    return replace(judgement, scores=np.where(present, scores, np.nan), aspects=aspects, present=present)
 
 
 class FunctionReward(Reward):
-    """Any function of (prompts, completions) that returns scores or a Judgement, with the card you give it."""
+    """Any function that returns scores or a Judgement, with the card you give it; how it is called: `call_function`."""
+
+    reads = "as given"
 
     def __init__(self, function: Callable, card: RewardCard):
         self.function, self.card = function, card
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        out = _call(self.function, prompts, completions)
-        return out if isinstance(out, Judgement) else Judgement(out)
-
-
-def _call(function: Callable, prompts: list, completions: list[str]):
-    """By place; in TRL's manner if `completions` comes first or must be named (then `prompts` may be missing)."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions do not say
-        parameters = {}
-    named = parameters.get("completions")
-    if named is None or not (named.kind is named.KEYWORD_ONLY or next(iter(parameters)) == "completions"):
-        return function(prompts, completions)
-    takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    both = {"prompts": prompts, "completions": completions}
-    return function(**{name: value for name, value in both.items() if name in parameters or takes_rest})
+    def judge(self, prompts: list, completions: list, **columns: Any) -> Judgement:
+        if not completions:
+            return Judgement(np.zeros(0))
+        out = call_function(self.function, prompts, completions, columns)
+        if isinstance(out, Judgement):
+            return out
+        scores, present = row_numbers(out, len(completions))
+        return Judgement(scores, present=present)
 
 
 def as_reward(reward: Reward | Callable, name: str | None = None) -> Reward:
     """`reward` itself, or a plain function wrapped; a function is taken to be a rule on whole responses.
 
-    Functions in the manner of TRL (`prompts=`, `completions=`, `**kwargs`) work as they are.
+    Functions in the manner of TRL (`prompts=`, `completions=`, columns, `**kwargs`; async ones too) work as they are.
     """
     if isinstance(reward, Reward):
         return reward
@@ -150,13 +303,18 @@ def as_reward(reward: Reward | Callable, name: str | None = None) -> Reward:
     return FunctionReward(reward, card)
 
 
-def to_trl(reward: Reward | Callable) -> Callable[..., list[float]]:
-    """The reward as a TRL `reward_func`: keyword arguments, plain or conversational completions, list of floats."""
+def to_trl(reward: Reward | Callable) -> Callable[..., list[float | None]]:
+    """The reward as a TRL `reward_func`: called by name with the columns of the data set, returns floats, or None.
+
+    Plain or conversational rows. TRL knows no `update`, so each call counts as a batch of training.
+    """
     wrapped = as_reward(reward)
 
-    def reward_func(prompts, completions, **_) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return wrapped(prompts, texts).scores.tolist()
+    def reward_func(prompts: list, completions: list, **columns: Any) -> list[float | None]:
+        judgement = wrapped(prompts, completions, **columns)
+        wrapped.update(judgement)
+        return [float(score) if there else None
+                for score, there in zip(judgement.scores, judgement.present, strict=True)]  # fmt: skip
 
     reward_func.__name__ = wrapped.card.name
     return reward_func
@@ -164,6 +322,8 @@ def to_trl(reward: Reward | Callable) -> Callable[..., list[float]]:
 
 class GoldReward(Reward):
     """The world's own truth as a reward, with its aspects: the upper bound of what feedback could say."""
+
+    reads = "text"
 
     def __init__(self, world: World):
         self.world = world
@@ -185,6 +345,8 @@ class RandomReward(Reward):
 
     The same text always gets the same score, so that this reward can be optimized - and says nothing.
     """
+
+    reads = "text"
 
     def __init__(self, seed: int = 0):
         self.seed = seed

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from alignkit.errors import RewardError
-from alignkit.rewards.base import Judgement, Reward, once
+from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.model import RewardModel
 
 
@@ -28,7 +28,7 @@ class ByToken(Reward):
 
     @torch.no_grad()
     def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
-        which, back = once(prompts, completions)
+        which, back = unique_rows(prompts, completions)
         known = self._read([prompts[i] for i in which], [completions[i] for i in which], batch_size)
         tokens = [known[k] for k in back]
         return Judgement(np.array([values.sum() for values in tokens]), tokens=tokens)

@@ -14,6 +14,7 @@ from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.bradley_terry import BradleyTerry
+from alignkit.rewards.calling import text_of
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
 from alignkit.taxonomy import RewardCard
@@ -26,6 +27,8 @@ class Hybrid(Reward):
     they leave, P(y1 > y2) = sigmoid(w . (f1 - f2) + g(y1) - g(y2)): the rules' gap enters its loss as a (negative)
     margin. Scores are log-odds.
     """
+
+    reads = "as given"
 
     def __init__(self, rules: RuleReward, learned: Reward, name: str = "rules + learned"):
         self.rules, self.learned = rules, learned
@@ -47,9 +50,14 @@ class Hybrid(Reward):
         """Log-odds a unit of each rule."""
         return {rule.name: rule.weight for rule in self.rules.rules}
 
-    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
-        ruled, learned = self.rules(prompts, completions), self.learned(prompts, completions).scores
-        return Judgement(ruled.scores + learned, aspects={**ruled.aspects, "learned": learned})
+    def made_of(self) -> Mapping[str, Reward]:
+        return {"rules": self.rules, "learned": self.learned}
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        parts = {name: part(prompts, completions, **columns) for name, part in self.made_of().items()}
+        ruled, learned = parts.values()
+        return Judgement(ruled.scores + learned.scores, aspects={**ruled.aspects, "learned": learned.scores},
+                         present=ruled.present & learned.present, parts=parts)  # fmt: skip
 
 
 def weigh_rules(rules: Sequence[Rule], pairs: Dataset, penalty: float = 0.1) -> RuleReward:
@@ -78,6 +86,8 @@ class Veto(Reward):
     vetoed completions the better ones are still told apart.
     """
 
+    reads = "as given"
+
     def __init__(self, reward: Reward, forbid: Mapping[str, Check | Asks], penalty: float = 10.0):
         if not forbid or not penalty > 0:
             raise AlignkitError(f"Veto: name at least one check and a penalty above 0, got {list(forbid)}, {penalty}")
@@ -87,13 +97,17 @@ class Veto(Reward):
         basis = old.construction_basis if old.construction_basis == "rule-based" else "hybrid"
         self.card = replace(old, name=f"{old.name} + veto", construction_basis=basis)
 
-    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
-        judgement = self.reward(prompts, completions)
-        rows = list(zip(prompts, completions, strict=True))
+    def made_of(self) -> Mapping[str, Reward]:
+        return {"reward": self.reward}
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        judgement = self.reward(prompts, completions, **columns)
+        rows = [(text_of(p, "user"), text_of(c, "assistant")) for p, c in zip(prompts, completions, strict=True)]
         hits = {f"veto: {name}": np.array([bool(check(p, c)) for p, c in rows]) for name, check in self.forbid.items()}
         vetoed = np.any(list(hits.values()), axis=0)
         aspects = {**(judgement.aspects or {}), **{name: hit.astype(float) for name, hit in hits.items()}}
-        return Judgement(judgement.scores - self.penalty * vetoed, aspects=aspects)
+        return Judgement(judgement.scores - self.penalty * vetoed, aspects=aspects, present=judgement.present,
+                         parts={"reward": judgement})  # fmt: skip
 
 
 class MixedSupervision(BradleyTerry):

@@ -7,7 +7,7 @@ import torch
 
 from alignkit.errors import RewardError
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, once
+from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.taxonomy import RewardCard
 
 CREDIT = ("response", "token")
@@ -57,7 +57,7 @@ class ImplicitReward(Reward):
         )
 
     def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
-        which, back = once(prompts, completions)
+        which, back = unique_rows(prompts, completions)
         known = self._token_credit([prompts[i] for i in which], [completions[i] for i in which], batch_size)
         credit = [known[k] for k in back]
         scores = np.array([tokens.sum() for tokens in credit])

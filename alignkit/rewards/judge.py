@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
 from alignkit.policy import Policy, load_policy
-from alignkit.rewards.base import Judgement, Reward, once
+from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
 from alignkit.rewards.model import RewardModel
@@ -144,7 +144,7 @@ class Judge(WrittenReward):
         return judge.imitate(plain_prompts(verdicts["prompt"]), scripts, seed, **options)
 
     def judge(self, prompts: list[str], completions: list[str], batch_size: int = 512) -> Judgement:
-        which, back = once(plain_prompts(prompts), completions)
+        which, back = unique_rows(plain_prompts(prompts), completions)
         if not which:
             return Judgement(np.zeros(0), critiques=[])
         notes, logits = self._write([(prompts[i], completions[i]) for i in which], batch_size)

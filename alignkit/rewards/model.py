@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit.errors import AlignkitError
 from alignkit.policy import Batch, Policy, load_policy, positions, shuffled_batches
-from alignkit.rewards.base import Judgement, Reward, once
+from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.taxonomy import RewardCard
 
 POOLINGS = ("mean", "last")
@@ -80,7 +80,7 @@ class RewardModel(Reward):
     @torch.no_grad()
     def predict(self, prompts: list, completions: list[str], batch_size: int = 512) -> np.ndarray:
         """K numbers for each completion, shape (N, K), float64."""
-        which, back = once(prompts, completions)
+        which, back = unique_rows(prompts, completions)
         out = torch.empty(len(which), self.model.config.num_labels)
         if which:
             batch = self.codec.encode([prompts[i] for i in which], [completions[i] for i in which])

@@ -11,6 +11,7 @@ import numpy as np
 
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.rewards.calling import TRAINERS
 from alignkit.taxonomy import RewardCard
 
 Parts = Reward | Callable | Mapping[str, Reward | Callable]
@@ -23,6 +24,7 @@ class Objectives(Reward):
     """
 
     says = "objectives"
+    reads = "as given"
 
     def __init__(self, parts: Parts, scale: Mapping[str, float] | None = None):
         self.parts = {k: as_reward(r, k) for k, r in parts.items()} if isinstance(parts, Mapping) else as_reward(parts)
@@ -34,25 +36,29 @@ class Objectives(Reward):
             granularity="multi-aspect", objective="multi",
         )  # fmt: skip
 
-    def read(self, prompts: list, completions: list[str]) -> dict[str, np.ndarray]:
-        """Each objective of each completion, divided by its scale; {name: (N,)}."""
+    def made_of(self) -> Mapping[str, Reward]:
+        return self.parts if isinstance(self.parts, Mapping) else {"parts": self.parts}
+
+    def objectives(self, parts: Mapping[str, Judgement]) -> dict[str, np.ndarray]:
+        """Each objective of each completion, divided by its scale; {name: (N,)}, NaN where its reward said None."""
         if isinstance(self.parts, Mapping):
-            values = {name: reward(prompts, completions).scores for name, reward in self.parts.items()}
+            values = {name: part.scores for name, part in parts.items()}
         else:
-            values = self.parts(prompts, completions).aspects
+            values = parts["parts"].aspects
             if not values:
                 raise RewardError(
                     f"{self.says}: reward {self.parts.card.name!r} gives a score only; it takes one with aspects, or "
                     "{name: reward}"
                 )
-        return {name: np.asarray(value, dtype=np.float64) / self.scale.get(name, 1.0) for name, value in values.items()}
+        return {name: value / self.scale.get(name, 1.0) for name, value in values.items()}
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        values = self.read(prompts, completions)
-        return Judgement(self.combine(values, prompts), aspects=values)
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        parts = {name: reward(prompts, completions, **columns) for name, reward in self.made_of().items()}
+        values = self.objectives(parts)
+        return Judgement(self.combine(values, prompts), aspects=values, parts=parts, present=_any_present(values))
 
     def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
-        """The one score; (N,)."""
+        """The one score, (N,); objectives that are absent in a row (NaN) don't count in it, as in TRL's sum."""
         raise NotImplementedError
 
     def known(self, values: Mapping[str, np.ndarray], *names: str) -> None:
@@ -60,6 +66,10 @@ class Objectives(Reward):
         for name in names:
             if name not in values:
                 raise RewardError(f"{self.says}: no objective {name!r}; there are {', '.join(values)}")
+
+
+def _any_present(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.any([~np.isnan(value) for value in values.values()], axis=0)
 
 
 def _basis(parts: Reward | dict[str, Reward]) -> str:
@@ -78,7 +88,7 @@ class Weighted(Objectives):
 
     def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
         self.known(values, *self.weights)
-        return sum(w * values[name] for name, w in self.weights.items())
+        return _sum(self.weights, values)
 
 
 class Worst(Objectives):
@@ -87,11 +97,12 @@ class Worst(Objectives):
     says = "worst objective"
 
     def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
-        return np.min(list(values.values()), axis=0)
+        return np.fmin.reduce(list(values.values()))
 
 
 class _Adaptive(Objectives):
-    """Objectives whose weights follow what they see: `history` has a row a call, `reset` starts anew."""
+    """Objectives whose weights follow the training: `update` moves them, `history` has a row a batch, `reset` starts
+    anew. Scoring leaves them as they are."""
 
     def __init__(self, parts: Parts, scale: Mapping[str, float] | None, rate: float):
         super().__init__(parts, scale)
@@ -103,16 +114,25 @@ class _Adaptive(Objectives):
     def reset(self) -> None:
         self.history: list[dict[str, float]] = []
 
+    def update(self, judgement: Judgement) -> None:
+        super().update(judgement)
+        self.move({name: float(np.nanmean(values)) for name, values in judgement.aspects.items()})
+
+    def move(self, means: dict[str, float]) -> None:
+        """Note and change the weights, given each objective's mean over the batch."""
+        raise NotImplementedError
+
 
 class MaxMin(_Adaptive):
     """max over policies of min_k E[r_k] (MaxMin-RLHF 2402.08925), by multiplicative weights (its exponentiated form).
 
-    Each call scores with the weights so far, sum_k w_k r_k, then sets w_k in proportion to w_k exp(-rate mean(r_k)):
-    the objective that lags gets the weight. Put the objectives on one footing by `scale` and `floor` ({name: value}
+    The score is sum_k w_k r_k; after each batch of training w_k is set in proportion to w_k exp(-rate mean(r_k)): the
+    objective that lags gets the weight. Put the objectives on one footing by `scale` and `floor` ({name: value}
     that is taken off each, say what the patient has).
     """
 
     says = "max-min"
+    moves = ("history", "weights")
 
     def __init__(self, parts: Parts, scale: Mapping[str, float] | None = None,
                  floor: Mapping[str, float] | None = None, rate: float = 0.5):  # fmt: skip
@@ -123,29 +143,30 @@ class MaxMin(_Adaptive):
         super().reset()
         self.weights: dict[str, float] = {}
 
-    def read(self, prompts: list, completions: list[str]) -> dict[str, np.ndarray]:
-        values = super().read(prompts, completions)
+    def objectives(self, parts: Mapping[str, Judgement]) -> dict[str, np.ndarray]:
+        values = super().objectives(parts)
         return {name: v - self.floor.get(name, 0.0) / self.scale.get(name, 1.0) for name, v in values.items()}
 
     def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
-        self.weights = self.weights or {name: 1 / len(values) for name in values}
-        scores = sum(w * values[name] for name, w in self.weights.items())
-        means = {name: float(v.mean()) for name, v in values.items()}
-        self.history.append({**means, **{f"weight {name}": w for name, w in self.weights.items()}})
-        raw = {name: w * np.exp(-self.rate * means[name]) for name, w in self.weights.items()}
+        return _sum(self.weights or _equal(values), values)
+
+    def move(self, means: dict[str, float]) -> None:
+        weights = self.weights or _equal(means)
+        self.history.append({**means, **{f"weight {name}": w for name, w in weights.items()}})
+        raw = {name: w * np.exp(-self.rate * means[name]) for name, w in weights.items()}
         self.weights = {name: w / sum(raw.values()) for name, w in raw.items()}
-        return scores
 
 
 class Lagrangian(_Adaptive):
     """max E[r] subject to E[cost] <= budget (Safe RLHF 2310.12773, eqs. 9-10): score (r - lambda cost) / (1 + lambda).
 
-    After each call lambda <- max(0, lambda + rate (mean cost - budget)): it rises while the budget is broken and falls
-    while there is room. `goal` and `cost` name two objectives. The mean is that of the call's completions, so prompts
-    should come in a random order. (The paper moves log lambda; the fixed point is the same.)
+    After each batch of training lambda <- max(0, lambda + rate (mean cost - budget)): it rises while the budget is
+    broken and falls while there is room. `goal` and `cost` name two objectives. The mean is that of the batch's
+    completions, so prompts should come in a random order. (The paper moves log lambda; the fixed point is the same.)
     """
 
     says = "Lagrangian"
+    moves = ("history", "multiplier")
 
     def __init__(self, parts: Parts, goal: str, cost: str, budget: float, rate: float = 0.5, start: float = 1.0,
                  scale: Mapping[str, float] | None = None):  # fmt: skip
@@ -160,10 +181,11 @@ class Lagrangian(_Adaptive):
 
     def combine(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
         self.known(values, self.goal, self.cost)
-        goal, cost, lam = values[self.goal], values[self.cost], self.multiplier
-        self.history.append({"multiplier": lam, self.goal: float(goal.mean()), self.cost: float(cost.mean())})
-        self.multiplier = max(0.0, lam + self.rate * (float(cost.mean()) - self.budget))
-        return (goal - lam * cost) / (1 + lam)
+        return _sum({self.goal: 1.0, self.cost: -self.multiplier}, values) / (1 + self.multiplier)
+
+    def move(self, means: dict[str, float]) -> None:
+        self.history.append({"multiplier": self.multiplier, self.goal: means[self.goal], self.cost: means[self.cost]})
+        self.multiplier = max(0.0, self.multiplier + self.rate * (means[self.cost] - self.budget))
 
 
 class Decoupled(Objectives):
@@ -192,10 +214,10 @@ class Decoupled(Objectives):
 
 
 def _normalized(values: np.ndarray, group: np.ndarray, eps: float) -> np.ndarray:
-    """(r - mean) / (std + eps) within each group; exactly 0 where all of a group are equal."""
+    """(r - mean) / (std + eps) within each group; exactly 0 where all of a group are equal, or absent."""
     out = np.zeros_like(values)
-    for g in range(group.max() + 1):
-        rows = group == g
+    for g in np.unique(group[~np.isnan(values)]):
+        rows = (group == g) & ~np.isnan(values)
         mine = values[rows]
         if mine.max() > mine.min():
             out[rows] = (mine - mine.mean()) / (mine.std(ddof=1) + eps)
@@ -219,14 +241,17 @@ class Asked(Objectives):
         """The prompts with the word in front."""
         return [f"{word} {prompt}" for prompt in prompts]
 
-    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
-        words, plain = zip(*(prompt.split(" ", 1) for prompt in prompts), strict=True)
+    def judge(self, prompts: list[str], completions: list, **columns) -> Judgement:
+        words, plain = zip(*(prompt.split(" ", 1) for prompt in prompts), strict=True) if prompts else ((), ())
         if unknown := sorted({*words} - {*self.menu}):
             raise RewardError(f"as asked: a prompt starts with {unknown[0]!r}, not with one of {', '.join(self.menu)}")
-        values = self.read(list(plain), completions)
+        parts = {name: reward(list(plain), completions, **columns) for name, reward in self.made_of().items()}
+        values = self.objectives(parts)
         self.known(values, *(name for weights in self.menu.values() for name in weights))
-        scores = [sum(w * values[k][i] for k, w in self.menu[word].items()) for i, word in enumerate(words)]
-        return Judgement(np.array(scores), values)
+        scores = np.zeros(len(words))
+        for word, weights in self.menu.items():
+            scores += _sum(weights, values) * (np.array(words) == word)
+        return Judgement(scores, values, parts=parts, present=_any_present(values))
 
 
 class ByTask(Reward):
@@ -234,6 +259,8 @@ class ByTask(Reward):
 
     `task_of(prompt)` names the task. Unlike objectives, tasks never meet in one completion.
     """
+
+    reads = "as given"
 
     def __init__(self, rewards: Mapping[str, Reward | Callable], task_of: Callable[[str], str],
                  scale: Mapping[str, float] | None = None):  # fmt: skip
@@ -243,17 +270,29 @@ class ByTask(Reward):
                                expression="explicit", granularity="response", objective="single",
                                notes="several tasks, one objective each")  # fmt: skip
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+    def made_of(self) -> Mapping[str, Reward]:
+        return self.rewards
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
         tasks = [self.task_of(prompt) for prompt in prompts]
         if unknown := sorted({*tasks} - {*self.rewards}):
             raise RewardError(f"by task: no reward for task {unknown[0]!r}; there are {', '.join(self.rewards)}")
-        scores = np.zeros(len(prompts))
+        scores, parts = np.full(len(prompts), np.nan), {}
         for name, reward in self.rewards.items():
             rows = [i for i, task in enumerate(tasks) if task == name]
             if rows:
-                said = reward([prompts[i] for i in rows], [completions[i] for i in rows]).scores
-                scores[rows] = said / self.scale.get(name, 1.0)
-        return Judgement(scores)
+                mine = {k: v if k in TRAINERS else [v[i] for i in rows] for k, v in columns.items()}
+                parts[name] = reward([prompts[i] for i in rows], [completions[i] for i in rows], **mine)
+                scores[rows] = parts[name].scores / self.scale.get(name, 1.0)
+        return Judgement(scores, present=~np.isnan(scores), parts=parts)
+
+
+def _sum(weights: Mapping[str, float], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    return sum(w * np.where(np.isnan(values[name]), 0.0, values[name]) for name, w in weights.items())
+
+
+def _equal(names: Mapping[str, object]) -> dict[str, float]:
+    return {name: 1 / len(names) for name in names}
 
 
 def _weights(weights: Mapping[str, float], what: str) -> dict[str, float]:

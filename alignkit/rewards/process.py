@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Batch, Policy, load_policy
-from alignkit.rewards.base import Judgement, once, sentence_ends
+from alignkit.rewards.base import Judgement, sentence_ends, unique_rows
 from alignkit.rewards.data import check_columns, check_texts
 from alignkit.rewards.model import RewardModel
 
@@ -160,7 +160,7 @@ class ProcessReward(RewardModel):
         `ends`: where the steps end, in characters (default: where `ends_of` says).
         """
         ends = [self.ends_of(text) for text in completions] if ends is None else ends
-        which, back = once(prompts, completions, ends)
+        which, back = unique_rows(prompts, completions, ends)
         known = self._read(prompts, completions, ends, which, batch_size)
         return [known[k] for k in back]
 

@@ -66,6 +66,8 @@ class RuleReward(Reward):
     AlignkitError if the rules contradict each other: the same check rewarded and punished.
     """
 
+    reads = "text"
+
     def __init__(self, rules: Sequence[Rule], name: str = "rules"):
         names = [rule.name for rule in rules]
         if not rules or len(set(names)) < len(names):

@@ -28,12 +28,15 @@ def bent(scores: np.ndarray, how: str, center: np.ndarray | float = 0.0, unit: f
     z = (np.asarray(scores, dtype=float) - center) / unit
     if how == "clip":
         return np.clip(z, -1.0, 1.0)
-    log_sigmoid = -np.logaddexp(0.0, -z)
+    with np.errstate(invalid="ignore"):  # rows without a score stay NaN
+        log_sigmoid = -np.logaddexp(0.0, -z)
     return np.exp(log_sigmoid) if how == "sigmoid" else log_sigmoid
 
 
 class Shaped(Reward):
     """`reward` after `bent`. `center`: one level for all prompts, or one for each, {prompt: level}."""
+
+    reads = "as given"
 
     def __init__(
         self, reward: Reward | Callable, how: str = "sigmoid", center: Mapping | float = 0.0, unit: float = 1.0
@@ -45,7 +48,10 @@ class Shaped(Reward):
                                format="scalar", expression=card.expression, granularity="response",
                                source=sources.get(how, ""), notes=f"unit {unit:.3g}")  # fmt: skip
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+    def made_of(self) -> Mapping[str, Reward]:
+        return {"reward": self.reward}
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
         level = self.center
         if isinstance(level, Mapping):
             for row, prompt in enumerate(prompts):
@@ -53,7 +59,9 @@ class Shaped(Reward):
                     raise RewardError(f"{self.card.name!r}: row {row}: no level for prompt {str(prompt)[:60]!r}; give "
                                       "one for every prompt (see `levels`), or one number for all")  # fmt: skip
             level = np.array([level[prompt] for prompt in prompts], dtype=float)
-        return Judgement(bent(self.reward(prompts, completions).scores, self.how, level, self.unit))
+        judgement = self.reward(prompts, completions, **columns)
+        scores = bent(judgement.scores, self.how, level, self.unit)
+        return Judgement(scores, present=judgement.present, parts={"reward": judgement})
 
 
 def levels(prompts: list, scores: np.ndarray, share: float = 0.5) -> dict:

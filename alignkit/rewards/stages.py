@@ -14,13 +14,15 @@ from alignkit.taxonomy import RewardCard
 class Stages(Reward):
     """Rewards in order, say format, correctness, style: the score is the sum of those up to the active one.
 
-    The active stage is over when its mean over a batch passes its threshold; the next call then counts one more. So
-    the reward has a state, and is not the same function before and after: `reset()` starts over, `stage` is the number
-    of the active stage (from 0), `log` its value at each call. Calls of fewer than `least` completions (someone looking
-    at an example) don't move it. What was learned in an earlier stage stays part of the score, so it can't be unlearned
-    for free. The judgement's aspects are the scores of all stages, whether they count already or not.
+    The active stage is over when its mean over a batch of training passes its threshold; from the next batch on one
+    more stage counts. `update` does this, scoring doesn't. `stage` is the number of the active stage (from 0), `log`
+    its value in each batch, `reset()` starts over. A batch of fewer than `least` completions is too noisy to end a
+    stage. What was learned in an earlier stage stays part of the score, so it can't be unlearned for free. The
+    judgement's aspects are the scores of all stages, whether they count already or not.
     """
 
+    reads = "as given"
+    moves = ("stage", "log")
     least = 32
 
     def __init__(self, stages: Mapping[str, Reward | Callable], thresholds: Mapping[str, float], name: str = "stages"):
@@ -51,13 +53,22 @@ class Stages(Reward):
         """Back to the first stage."""
         self.stage, self.log = 0, []
 
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        scores = {name: reward(prompts, completions).scores for name, reward in self.stages.items()}
-        names = list(scores)
-        total = np.sum([scores[name] for name in names[: self.stage + 1]], axis=0)
-        if len(completions) >= self.least:
-            self.log.append(self.stage)
-            active = names[self.stage]
-            if active in self.thresholds and scores[active].mean() >= self.thresholds[active]:
-                self.stage += 1
-        return Judgement(total, aspects=scores)
+    def made_of(self) -> Mapping[str, Reward]:
+        return self.stages
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        parts = {name: reward(prompts, completions, **columns) for name, reward in self.stages.items()}
+        counted = list(parts.values())[: self.stage + 1]
+        total = np.sum([part.scores for part in counted], axis=0)
+        return Judgement(total, aspects={name: part.scores for name, part in parts.items()}, parts=parts,
+                         present=np.all([part.present for part in counted], axis=0))  # fmt: skip
+
+    def update(self, judgement: Judgement) -> None:
+        """Note the active stage, and end it if its mean passes the threshold."""
+        super().update(judgement)
+        if len(judgement.scores) < self.least:
+            return
+        self.log.append(self.stage)
+        active = list(self.stages)[self.stage]
+        if active in self.thresholds and np.nanmean(judgement.aspects[active]) >= self.thresholds[active]:
+            self.stage += 1

@@ -6,35 +6,36 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alignkit.errors import RewardError
 from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.calling import CallError, call_function, row_numbers
 from alignkit.rewards.rules import Check
 from alignkit.taxonomy import RewardCard
 
-Verifier = Callable[[list[str], list[str]], np.ndarray]
+Verifier = Callable[..., object]
 
 
 class Verifiable(Reward):
     """1 where the verifier accepts the completion, 0 where it doesn't; partial credit between them is allowed.
 
     `verifier(prompts, completions)` compares with a known answer, runs tests, or solves the task itself, as
-    `world.correct` does. It looks at the outcome and at nothing else.
+    `world.correct` does. It looks at the outcome and at nothing else. It is called as reward functions are, so it may
+    take columns of the data set (`answer`, say) by name, and say None about rows that are not its own.
     """
+
+    reads = "as given"
 
     def __init__(self, verifier: Verifier, name: str = "verifiable"):
         self.verifier = verifier
         self.card = RewardCard(name=name, construction_basis="rule-based", format="scalar", expression="explicit",
                                granularity="response", source="2411.15124")  # fmt: skip
 
-    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
-        scores = np.asarray(self.verifier(prompts, completions), dtype=np.float64)
-        outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)).reshape(-1))
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        scores, present = row_numbers(call_function(self.verifier, prompts, completions, columns), len(completions))
+        outside = np.flatnonzero(present & ~((scores >= 0) & (scores <= 1)))
         if len(outside):
-            raise RewardError(
-                f"{self.card.name!r}: the verifier says {scores.reshape(-1)[outside[0]]} about row {outside[0]}: "
-                "a verdict lies between 0 (wrong) and 1 (right)"
-            )
-        return Judgement(scores)
+            raise CallError(f"got {scores[outside[0]]} from its verifier about row {outside[0]}",
+                            "a verdict lies between 0 (wrong) and 1 (right)", outside[0])  # fmt: skip
+        return Judgement(scores, present=present)
 
 
 def verified(verifier: Verifier, says: str = "verified") -> Check:
