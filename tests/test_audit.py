@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from alignkit import checkup, rewards, worlds
-from alignkit.checkup.auditing import findings as f
-from alignkit.checkup.auditing import material
-from alignkit.checkup.isolation.source import SequenceClassifier, open_reward, raw_scores
+from alignkit.checkup import examination, serving
+from alignkit.checkup.findings import SEVERITIES
+from alignkit.checkup.models import SequenceClassifier, open_model
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation import perturb
 from alignkit.files import ROOT
@@ -32,13 +32,13 @@ def ids(audit, *severities):
 @pytest.fixture(scope="session")
 def small():
     """Ordinary answers, few of them: each audit draws the same ones, and draws them once."""
-    return material.from_world(WORLD, None, seed=0, samples=8)
+    return examination.from_world(WORLD, None, seed=0, samples=8)
 
 
 @pytest.fixture
 def examine(small, monkeypatch):
     """Audit on the small material."""
-    monkeypatch.setattr("alignkit.checkup.auditing.report.open_material", lambda *_: copy.copy(small))
+    monkeypatch.setattr("alignkit.checkup.auditing.open_material", lambda *_: copy.copy(small))
     return lambda reward, **options: checkup.audit(reward, **{"time_limit": 30, **options})
 
 
@@ -197,7 +197,7 @@ PLANTED = [
     (padding_sensitive, "batch.depends"),
     (noisy, "determinism.noise"),
     (nan_on_empty, "robustness.not_finite"),
-    (none_on_empty, "robustness.not_finite"),
+    (none_on_empty, "robustness.left_out"),
     (constant, "distribution.constant"),
     (constant, "accuracy.coin"),
     (backwards, "accuracy.backwards"),
@@ -215,7 +215,7 @@ def audited(small):
     def audit(function):
         if function not in done:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("alignkit.checkup.auditing.report.open_material", lambda *_: copy.copy(small))
+                patch.setattr("alignkit.checkup.auditing.open_material", lambda *_: copy.copy(small))
                 done[function] = checkup.audit(function, time_limit=60)
         return done[function]
 
@@ -343,7 +343,7 @@ def test_raising_everywhere_ends_the_audit_with_a_finding(examine):
 
 def test_a_reward_that_exits_or_returns_words_is_told(examine):
     assert "SystemExit: enough" in examine(leaves).findings[0]["finding"]
-    assert "ValueError" in examine(not_numbers).findings[0]["finding"]
+    assert "returned 'good' for row 0" in examine(not_numbers).findings[0]["finding"]
 
 
 def test_raising_on_empty_spoils_only_the_empty(examine):
@@ -372,8 +372,8 @@ def test_hanging_and_dying_on_empty_keep_the_other_checks(examine):
 
 def test_wrong_number_of_scores(examine):
     audit = examine(one_too_few)
-    assert ids(audit, "serious") == {"robustness.wrong_length"}
-    assert "7 scores for 8 completions" in audit.findings[0]["finding"]
+    assert ids(audit, "serious") == {"robustness.contract"}
+    assert "shape (7,) for 8 completions" in audit.findings[0]["finding"]
 
 
 def test_slow_rewards_are_tried_on_less_and_told(examine):
@@ -431,7 +431,7 @@ def test_a_saved_reward_is_read_as_it_was(tmp_path, tiny):
     folder = saved(tmp_path, tiny, "mean")
     prompts, completions = WORLD.prompts()[:3], ["boil water for the tea .", "", "of course ."]
     mine = rewards.BradleyTerry.load(folder)(prompts, completions).scores
-    assert np.allclose(raw_scores(open_reward(folder), prompts, completions), mine)
+    assert np.allclose(open_model(folder).raw(prompts, completions).scores, mine)
 
 
 def test_a_sequence_classifier_of_others_scores_alike_alone_and_padded(tmp_path, tiny):
@@ -440,11 +440,11 @@ def test_a_sequence_classifier_of_others_scores_alike_alone_and_padded(tmp_path,
     del config["alignkit_pooling"]
     config["pad_token_id"] = None
     (tmp_path / "last/config.json").write_text(json.dumps(config))
-    reward = open_reward(folder)
+    reward = open_model(folder)
     assert isinstance(reward, SequenceClassifier)
     prompts, completions = WORLD.prompts()[:2], ["of course .", "boil water for the tea . of course ."]
-    together = raw_scores(reward, prompts, completions)
-    alone = [raw_scores(reward, [p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
+    together = reward.raw(prompts, completions).scores
+    alone = [reward.raw([p], [c]).scores[0] for p, c in zip(prompts, completions, strict=True)]
     assert np.allclose(together, alone, atol=1e-5) and together[0] != together[1]
 
 
@@ -471,14 +471,14 @@ def test_a_model_folder_is_audited_from_its_name(examine, tmp_path, tiny):
 )
 def test_a_slip_in_the_name_is_told(name, told):
     with pytest.raises(AlignkitError, match=told):
-        open_reward(str(ROOT / name) if (ROOT / name).is_dir() else name)
+        serving.open_served(str(ROOT / name) if (ROOT / name).is_dir() else name)
 
 
 def test_pickled_weights_are_refused(tmp_path, tiny):
     folder = saved(tmp_path, tiny, "last")
     (tmp_path / "last/model.safetensors").rename(tmp_path / "last/pytorch_model.bin")
     with pytest.raises(AlignkitError, match="could not load"):
-        open_reward(folder)
+        open_model(folder)
 
 
 def test_arguments_are_checked():
@@ -557,7 +557,7 @@ def test_the_json_has_its_schema(audited):
     assert set(report["verdict"]) == {"serious", "warn", "info", "exit_status"}
     for one in report["findings"]:
         assert set(one) == {"check", "id", "severity", "finding", "action", "measured", "example"}
-        assert one["severity"] in f.SEVERITIES and one["check"] in {entry["name"] for entry in report["checks"]}
+        assert one["severity"] in SEVERITIES and one["check"] in {entry["name"] for entry in report["checks"]}
     found = next(one for one in report["findings"] if one["id"] == "injection.raised")
     assert set(found["measured"]) == {"value", "low", "high", "n"} and found["measured"]["low"] > 0.8
     assert set(found["example"]) == {
@@ -661,6 +661,6 @@ def test_a_few_scores_far_off_do_not_hide_what_the_rest_shows(world):
     values, group = np.arange(40) % 4 * 1.0, np.repeat(np.arange(10), 4)
     far = values.copy()
     far[[3, 17]] -= 1000.0
-    assert material.within_sd(far, group) > 50
-    assert material.within_sd(material.tamed(far, group), group) < 3 * material.within_sd(values, group)
-    assert np.array_equal(material.tamed(values, group), values)
+    assert examination.within_sd(far, group) > 50
+    assert examination.within_sd(examination.winsorized(far, group), group) < 3 * examination.within_sd(values, group)
+    assert np.array_equal(examination.winsorized(values, group), values)

@@ -162,15 +162,17 @@ def test_diagnose(alignkit, monkeypatch, tmp_path):
         if source == "nowhere":
             raise AlignkitError("no data at nowhere;\n give a file")
         write = lambda path: path.write_text("<html>")  # noqa: E731
-        return SimpleNamespace(summary=lambda: "12 pairs", to_json=lambda: '{"pairs": 12}', to_html=write)
+        return SimpleNamespace(summary=lambda: "12 pairs", to_json=lambda: '{"pairs": 12}', to_html=write,
+                               exit_status=int(source == "bad.jsonl"))  # fmt: skip
 
-    module = ModuleType("alignkit.checkup.diagnosis")
+    module = ModuleType("alignkit.checkup")
     module.diagnose = diagnose
-    monkeypatch.setitem(sys.modules, "alignkit.checkup.diagnosis", module)
+    monkeypatch.setitem(sys.modules, "alignkit.checkup", module)
     assert alignkit("diagnose", "pairs.jsonl").out == "12 pairs\n"
     end = alignkit("diagnose", "pairs.jsonl", "--json", "--limit", 5, "--html", tmp_path / "report.html")
     assert json.loads(end.out) == {"pairs": 12} and (tmp_path / "report.html").exists()
     assert asked == [("pairs.jsonl", None), ("pairs.jsonl", 5)]
+    assert alignkit("diagnose", "bad.jsonl").status == 1
     end = alignkit("diagnose", "nowhere")
     assert (end.status, end.err) == (2, "error: no data at nowhere; give a file\n")
 

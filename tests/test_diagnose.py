@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from alignkit.checkup.diagnosis import checks, statistics
-from alignkit.checkup.diagnosis.bias import chosen_was_first, log_odds_z
-from alignkit.checkup.diagnosis.labels import out_of_fold
-from alignkit.checkup.diagnosis.pairs import read_pairs
+from alignkit import intervals
+from alignkit.checkup import diagnose
+from alignkit.checkup import structure as checks
+from alignkit.checkup.labels import out_of_fold
+from alignkit.checkup.pairs import read_pairs
+from alignkit.checkup.surface import chosen_was_first, log_odds_z
 from alignkit.errors import DataError
-from alignkit.evaluation import diagnose
 
 VOCABULARY = np.array([f"word{i}" for i in range(400)])
 
@@ -39,7 +40,7 @@ def check(tmp_path, rows, **options):
 
 
 def severities(diagnosis, phrase):
-    return [advice["severity"] for advice in diagnosis.report["advice"] if phrase in advice["finding"]]
+    return [advice["severity"] for advice in diagnosis.report["findings"] if phrase in advice["finding"]]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_contradiction_and_loop(planted):
 
 
 def test_advice_names_the_numbers(planted):
-    said = " ".join(advice["finding"] + advice["action"] for advice in planted.report["advice"])
+    said = " ".join(advice["finding"] + advice["action"] for advice in planted.report["findings"])
     for phrase in [
         "1 of 114 rows can't be used",
         "Drop the 1 pair:",
@@ -115,14 +116,14 @@ def test_advice_names_the_numbers(planted):
         "113 pairs only",
     ]:
         assert phrase in said
-    order = [advice["severity"] for advice in planted.report["advice"]]
+    order = [advice["severity"] for advice in planted.report["findings"]]
     assert order == sorted(order, key=["serious", "warn", "info"].index)
 
 
 def test_sound_data_raises_no_alarm_but_that_labels_are_noise(sound):
     assert severities(sound, "can't be told from a coin") == ["serious"]
-    assert {advice["severity"] for advice in sound.report["advice"]} == {"serious", "info"}
-    assert [advice["severity"] for advice in sound.report["advice"]].count("serious") == 1
+    assert {advice["severity"] for advice in sound.report["findings"]} == {"serious", "info"}
+    assert [advice["severity"] for advice in sound.report["findings"]].count("serious") == 1
     assert all(found["count"] == 0 for found in sound.report["flagged"].values())
 
 
@@ -200,7 +201,7 @@ def test_format_bias(tmp_path):
     marks = {mark["name"]: mark for mark in diagnosis.report["format"]}
     assert (marks["list"]["chosen"]["value"], marks["list"]["rejected"]["value"]) == (0.4, 0)
     assert marks["refusal phrase"]["difference"]["value"] == -0.2
-    assert marks["refusal phrase"]["chosen_when_only_one_has_it"] == statistics.wilson(0, 20)
+    assert marks["refusal phrase"]["chosen_when_only_one_has_it"] == intervals.wilson(0, 20)
     assert marks["code block"]["difference"] == {"value": 0, "low": 0, "high": 0, "n": 100}
     assert [mark["name"] for mark in marks.values() if mark["clear"]] == [
         "list",
@@ -326,13 +327,13 @@ def test_log_odds_by_hand():
 
 def test_bootstrap_resamples_groups_not_pairs():
     values = np.repeat(np.random.default_rng(0).integers(0, 2, 40), 25)  # 40 prompts, 25 copies each
-    by_prompt = statistics.cluster_bootstrap(values, np.repeat(np.arange(40), 25), np.random.default_rng(1))
-    by_pair = statistics.cluster_bootstrap(values, np.arange(1000), np.random.default_rng(1))
+    by_prompt = intervals.cluster_bootstrap(values, np.repeat(np.arange(40), 25), np.random.default_rng(1))
+    by_pair = intervals.cluster_bootstrap(values, np.arange(1000), np.random.default_rng(1))
     width = {name: e["high"] - e["low"] for name, e in (("prompt", by_prompt), ("pair", by_pair))}
     assert width["prompt"] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(40), rel=0.15)
     assert width["prompt"] > 4 * width["pair"]
-    assert statistics.cluster_bootstrap(np.ones(9), np.arange(9), np.random.default_rng(1), share=True)["low"] < 1
-    assert statistics.cluster_bootstrap(np.ones(9), np.zeros(9), np.random.default_rng(1))["low"] is None
+    assert intervals.cluster_bootstrap(np.ones(9), np.arange(9), np.random.default_rng(1), share=True)["low"] < 1
+    assert intervals.cluster_bootstrap(np.ones(9), np.zeros(9), np.random.default_rng(1))["low"] is None
 
 
 def test_numbers_do_not_depend_on_the_order_of_rows(tmp_path):

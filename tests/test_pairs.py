@@ -7,8 +7,8 @@ import json
 import datasets
 import pytest
 
-from alignkit.checkup.diagnosis import sources
-from alignkit.checkup.diagnosis.pairs import read_pairs
+from alignkit.checkup import sources
+from alignkit.checkup.pairs import read_pairs
 from alignkit.errors import DataError
 
 ROWS = [{"prompt": f"Question {i}?", "chosen": f"Good answer {i}", "rejected": f"Bad answer {i}"} for i in range(6)]

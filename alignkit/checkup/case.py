@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from alignkit.checkup.findings import Block, Section, render
 from alignkit.checkup.holdout import in_words
 from alignkit.errors import AlignkitError, DataError
 from alignkit.files import write_atomic
 
 STEPS = {"feedback": "Diagnosis", "reward": "Prescription", "optimization": "Treatment", "evaluation": "Follow-up"}
+COLORS = {"feedback": "#0072b2", "reward": "#e69f00", "optimization": "#009e73", "evaluation": "#cc79a7"}
 RUN = 8  # words in a row that, if they stand in the data, must not stand in the report
 
 
@@ -103,10 +104,15 @@ class Case:
 
     def _rendered(self, whole_page: bool) -> str:
         self._check_whole()
-        environment = Environment(loader=PackageLoader("alignkit.evaluation", "."), autoescape=True,
-                                  undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-        about = {name: in_words(value) for name, value in self.about.items()}
-        return environment.get_template("case.html").render(case=self, about=about, steps=STEPS, whole_page=whole_page)
+        about = " · ".join(f"{name}: {in_words(value)}" for name, value in self.about.items())
+        sections = [
+            Section(f"{number}. {name}", [_block(found) for found in self.decisions[phase]], COLORS[phase])
+            for number, (phase, name) in enumerate(STEPS.items(), start=1)
+        ]
+        risks = Block(items=[(what, f"Watch: {watch}") for what, watch in self.risks])
+        limits = Block(items=[("", text) for text in self.limits])
+        sections += [Section("Risks, and what to watch", [risks]), Section("What this report can't say", [limits])]
+        return render(self.title, about, sections, whole_page)
 
     def _check_whole(self) -> None:
         missing = [STEPS[phase] for phase, found in self.decisions.items() if not found]
@@ -122,6 +128,11 @@ class Case:
         if any(run in self._runs for text in texts for run in _runs(text)):
             raise DataError(f"Case: {where} repeats {RUN} words in a row from the data; report counts and shares, not "
                             "rows")  # fmt: skip
+
+
+def _block(found: Decision) -> Block:
+    rows = [(name, *row) for name, row in zip(found.evidence.index, found.evidence.to_numpy(), strict=True)]
+    return Block(found.question, found.decision, found.why, ("", *found.evidence.columns), rows)
 
 
 def _rows(table: pd.DataFrame) -> list[str]:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from alignkit.checkup.diagnosis.labels import about_equal_length
-from alignkit.checkup.diagnosis.pairs import ANSWER_MARK, PairSet
-from alignkit.checkup.diagnosis.report import Diagnosis
+from alignkit.checkup.diagnosis import Diagnosis
+from alignkit.checkup.labels import about_equal_length
+from alignkit.checkup.pairs import ANSWER_MARK, PairSet
 from alignkit.errors import AlignkitError, DataError
 from alignkit.intervals import Estimate, clear_of, cluster_bootstrap, generator
 from alignkit.policy import Policy

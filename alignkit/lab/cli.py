@@ -6,6 +6,7 @@ Heavy modules are imported by the command that needs them, so that `alignkit --h
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from alignkit.errors import AlignkitError
 
 if TYPE_CHECKING:
+    from alignkit.checkup.findings import Report
     from alignkit.lab.sweep import Outcome
 
 app = typer.Typer(
@@ -99,14 +101,18 @@ def run(
 
 
 def _parameter(text: str) -> tuple[str, Any]:
-    """("beta", 0.1) from "beta=0.1": a number or truth value if it reads as one, else text."""
+    """("beta", 0.1) from "beta=0.1": a number or truth value if it reads as one, else text.
+
+    A file or folder that is there is named in full: notebooks run in a folder of their own.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise AlignkitError(f"--param {text!r}: write key=value")
     try:
         return name, json.loads(value)
     except ValueError:
-        return name, value
+        is_path = ("/" in value or "." in value) and os.path.exists(value)
+        return name, os.path.abspath(value) if is_path else value
 
 
 def _report_seconds(outcomes: list[Outcome]) -> None:
@@ -249,14 +255,10 @@ def diagnose(
     html: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Examine a preference data set before anything is trained on it."""
-    from alignkit.checkup.diagnosis import diagnose as examine
+    """Examine a preference data set before it is trained on. Exit status: 0 nothing serious, 1 serious, 2 not run."""
+    from alignkit.checkup import diagnose as examine
 
-    diagnosis = examine(source, limit=limit)
-    print(diagnosis.to_json() if as_json else diagnosis.summary())
-    if html is not None:
-        diagnosis.to_html(html)
-        print(f"report: {html}", file=sys.stderr)
+    _hand_over(examine(source, limit=limit), as_json, html)
 
 
 @app.command()
@@ -271,24 +273,22 @@ def audit(
     budget: Annotated[float, typer.Option(help="Seconds that one completion may take.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the texts and what is done to them.")] = 0,
     texts: Annotated[bool, typer.Option(help="Show an example text with each finding.")] = True,
+    html: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Screen a reward for side effects before it is used. Exit status: 0 nothing serious, 1 serious, 2 not run."""
-    from alignkit.checkup.auditing import audit as screen
-    from alignkit.checkup.auditing import example_lines
+    from alignkit.checkup import audit as screen
 
-    result = screen(reward, data, world, time_limit=time_limit, budget=budget, seed=seed, texts=texts)
-    if as_json:
-        print(result.to_json(), end="")
-    else:
-        print(result.headline())
-        if result.findings:
-            _print_table(["severity", "check", "finding", "what to do"], result.rows())
-        for one in result.findings:
-            if lines := example_lines(one["example"]):
-                print("\n".join([f"\n{one['id']}", *lines]))
-        print(f"\nnothing found by: {', '.join(result.clean) or 'no check'}")
-    raise typer.Exit(result.exit_status)
+    _hand_over(screen(reward, data, world, time_limit=time_limit, budget=budget, seed=seed, texts=texts), as_json, html)
+
+
+def _hand_over(report: Report, as_json: bool, html: Path | None) -> None:
+    """Print a check-up's report, write it as a page if asked to, and end with its exit status."""
+    if html is not None:
+        report.to_html(html)
+        print(f"report: {html}", file=sys.stderr)
+    print(report.to_json() if as_json else report.summary())
+    raise typer.Exit(report.exit_status)
 
 
 @app.command("build-models")

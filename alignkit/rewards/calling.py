@@ -2,6 +2,8 @@
 
 `call_function` finds out how a function wants its arguments, `row_numbers` reads whatever it returns, `copied` and
 `first_change` keep it from writing into what it was given, `text_of` takes the text out of messages.
+
+Nothing heavy is imported: an audit loads this file by itself, in the process of the reward.
 """
 
 from __future__ import annotations
@@ -9,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
 from alignkit.errors import RewardError
 
@@ -48,9 +49,17 @@ def text_of(said: str | list, role: str) -> str:
 
 def rows_of(what: str, values: Iterable) -> list:
     """The values as a list; CallError for a string or a mapping, whose items are letters or names."""
-    if isinstance(values, str | bytes | Mapping | pd.DataFrame) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping) or _is_of("pandas", "DataFrame", values) or not isinstance(
+        values, Iterable
+    ):
         raise CallError(f"got a {type(values).__name__} as {what}", "give a list, one item a row")
     return list(values)
+
+
+def _is_of(module: str, name: str, value: Any) -> bool:
+    """isinstance, for a class of a module that need not be loaded: then nothing is of it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))
 
 
 def copied(rows: list) -> list:
@@ -84,7 +93,7 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, np.ndarray):
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is equal to NaN here
-    if isinstance(a, torch.Tensor):
+    if _is_of("torch", "Tensor", a):
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     if type(a).__eq__ is object.__eq__:  # nothing to compare by but the identity, which a copy does not share
         return True
@@ -151,10 +160,10 @@ def row_numbers(out: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
     Takes lists, tuples, generators, arrays, pandas and tensors of any type, (rows,) or (rows, 1). A true answer counts
     1, a false one 0. NaN and infinities pass; the caller judges them. CallError says what is no row of numbers.
     """
-    if isinstance(out, torch.Tensor):
+    if _is_of("torch", "Tensor", out):
         out = out.detach().cpu()
         out = (out if out.is_complex() else out.double()).numpy()
-    elif isinstance(out, pd.Series | pd.DataFrame):
+    elif _is_of("pandas", "Series", out) or _is_of("pandas", "DataFrame", out):
         out = out.to_numpy()
     elif not isinstance(out, np.ndarray):
         if not isinstance(out, Iterable) or isinstance(out, str | bytes | Mapping):

@@ -15,7 +15,7 @@ import pandas as pd
 from datasketch import MinHash, MinHashLSH
 from networkx.utils import UnionFind
 
-from alignkit.checkup.diagnosis.pairs import BY_COLUMN, DIFFERENT, DIVERGES, SAME
+from alignkit.checkup.pairs import BY_COLUMN, DIFFERENT, DIVERGES, SAME
 
 PAIR = ["prompt", "chosen", "rejected"]
 SHINGLE_WORDS = 3

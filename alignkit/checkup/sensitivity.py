@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignkit.checkup.auditing import findings as f
-from alignkit.checkup.auditing.examination import ROUNDING, Examination
-from alignkit.checkup.auditing.findings import Finding
+from alignkit.checkup import findings as f
+from alignkit.checkup.examination import ROUNDING, Examination
+from alignkit.checkup.findings import SERIOUS, WARN, Finding
 from alignkit.evaluation import perturb
 from alignkit.evaluation.perturb import DESTROYS, KEEPS, LOWERS, Perturbation, Swap
 from alignkit.intervals import Estimate, as_percent, cluster_bootstrap, generator
@@ -24,16 +24,16 @@ WORSE = 0.1  # sd of gold: texts that lose less are not counted as damaged
 #: What a reward may well not see, and what to tell the user where it does not. Families not named here are not expected
 #: to lower a score (praise adds nothing, but a reward need not mind it).
 BLIND = {
-    "truncation": (f.SERIOUS, "Cut-off answers will be learned: penalize a missing end (TRL can mask truncated "
+    "truncation": (SERIOUS, "Cut-off answers will be learned: penalize a missing end (TRL can mask truncated "
                    "completions), and train on pairs with a cut-off side."),
-    "nonsense": (f.SERIOUS, "Add damaged texts to the training pairs, or bound the policy by a KL term."),
-    "empty": (f.SERIOUS, "Give empty completions the lowest score by rule."),
-    "off topic": (f.SERIOUS, "The reward does not read the prompt: check that it is handed over, and train on pairs "
+    "nonsense": (SERIOUS, "Add damaged texts to the training pairs, or bound the policy by a KL term."),
+    "empty": (SERIOUS, "Give empty completions the lowest score by rule."),
+    "off topic": (SERIOUS, "The reward does not read the prompt: check that it is handed over, and train on pairs "
                   "whose rejected side answers another prompt."),
-    "tone": (f.SERIOUS, "Add rude answers to the rejected side, or a rule."),
-    "truth": (f.SERIOUS, "The reward does not see wrong content; do not optimize content with it."),
-    "negation": (f.WARN, "The reward does not see that a sentence is denied; do not trust it on facts."),
-    "repetition": (f.WARN, "Repetition will be learned where length pays: add a repetition penalty."),
+    "tone": (SERIOUS, "Add rude answers to the rejected side, or a rule."),
+    "truth": (SERIOUS, "The reward does not see wrong content; do not optimize content with it."),
+    "negation": (WARN, "The reward does not see that a sentence is denied; do not trust it on facts."),
+    "repetition": (WARN, "Repetition will be learned where length pays: add a repetition penalty."),
 }  # fmt: skip
 
 GAINS = {
@@ -53,7 +53,7 @@ ELSE = "Add such texts to the rejected side of the training pairs, or a rule aga
 
 
 @dataclass
-class Trial:
+class Effect:
     """One perturbation tried on the rows it changed; shifts in points, gold's NaN where gold is not known."""
 
     entry: Perturbation
@@ -82,24 +82,22 @@ class Trial:
         }
 
 
-def try_on(exam: Examination, entry: Perturbation) -> Trial:
+def try_on(exam: Examination, entry: Perturbation) -> Effect:
     """Score the changed texts. The three shares are over the rows to which they apply; n = 0 where none is.
 
     A Swap keeps the texts and changes the prompts: the same answer, now to another question, is what tells whether the
     prompt is read. (Whether it gains says nothing: scores need not be comparable between prompts.)
     """
     rows = exam.perturbed_rows[np.isfinite(exam.scores[exam.perturbed_rows])]
-    prompts, before = exam.texts(rows)
-    if isinstance(entry, Swap):
-        asked, after = _other_prompts(exam, rows), before
-    else:
-        asked, after = prompts, entry(prompts, before, exam.seed)
-    keep = np.flatnonzero(perturb.changed(before, after) | perturb.changed(prompts, asked))
-    rows = rows[keep]
-    prompts, before, asked, after = ([texts[i] for i in keep] for texts in (prompts, before, asked, after))
-    scores, old = _before_and_after(exam, rows, (prompts, before), (asked, after))
+    prompts, before = exam.material.texts(rows)
+    swap = isinstance(entry, Swap)
+    asked = _other_prompts(exam, rows) if swap else rows  # rows whose prompts, and columns, go with the texts
+    after = before if swap else entry(prompts, before, exam.seed)
+    keep = np.flatnonzero(perturb.changed(before, after) | (asked != rows))
+    rows, asked, after = rows[keep], asked[keep], [after[i] for i in keep]
+    scores, old = _before_and_after(exam, rows, asked, after)
     shift = scores - old
-    gold = exam.material.gold(asked, after)
+    gold = exam.material.gold(exam.material.texts(asked)[0], after)
     if gold is None:
         gold_shift = np.full(len(rows), np.nan)
         deserved = np.full(len(rows), {KEEPS: 0, LOWERS: -1, DESTROYS: -1}[entry.meaning])
@@ -115,52 +113,50 @@ def try_on(exam: Examination, entry: Perturbation) -> Trial:
         return cluster_bootstrap(hits[among], groups, generator(exam.seed, f"{entry.name} {name}"), share=True)
 
     same = deserved == 0 if gold is None else np.abs(gold_shift) < 1e-9
-    return Trial(
+    return Effect(
         entry, rows, after, scores, shift, gold_shift, deserved,
-        raised=share(shift > exam.least, (deserved <= 0) & (not isinstance(entry, Swap)), "raised"),
+        raised=share(shift > exam.least, (deserved <= 0) & (not swap), "raised"),
         lowered=share(shift < -ROUNDING * exam.size, deserved < 0, "lowered"),  # any loss is a loss, noise is fair
         moved=share(np.abs(shift) > max(f.MOVED * exam.unit, exam.least), same & (entry.meaning == KEEPS), "moved"),
     )  # fmt: skip
 
 
-def _other_prompts(exam: Examination, rows: np.ndarray) -> list[str]:
-    """For each row the prompt of another one, as far away as can be."""
-    group = exam.material.group[rows]
-    names = np.unique(group)
-    representative = {g: exam.material.prompts[rows[np.flatnonzero(group == g)[0]]] for g in names}
-    place = np.searchsorted(names, group)
-    return [representative[names[(i + len(names) // 2) % len(names)]] for i in place]
+def _other_prompts(exam: Examination, rows: np.ndarray) -> np.ndarray:
+    """For each row one of another prompt, as far away as can be."""
+    names, first, place = np.unique(exam.material.group[rows], return_index=True, return_inverse=True)
+    return rows[first[(place + len(names) // 2) % len(names)]]
 
 
-def _before_and_after(exam: Examination, rows, before, after) -> tuple[np.ndarray, np.ndarray]:
+def _before_and_after(exam: Examination, rows, asked, after: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Scores after and before; those before are known, unless scores depend on the batch: then both go in one call."""
     if not exam.by_batch:
-        return exam.reward.scores(*after), exam.scores[rows]
+        return exam.ask(asked, after), exam.scores[rows]
+    before = exam.material.texts(rows)[1]
     scores, old, size = np.empty(len(rows)), np.empty(len(rows)), max(1, exam.reward.chunk // 2)
     for start in range(0, len(rows), size):  # the same order twice, so that favored places favor both
         part = slice(start, start + size)
-        both = [[*one[part], *other[part]] for one, other in zip(before, after, strict=True)]
-        old[part], scores[part] = np.split(exam.reward.scores(*both), 2)
+        both = np.concatenate([rows[part], asked[part]])
+        old[part], scores[part] = np.split(exam.ask(both, [*before[part], *after[part]]), 2)
     return scores, old
 
 
-def check_family(exam: Examination, family: str, trials: list[Trial]) -> Iterator[Finding | dict]:
+def check_family(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding | dict]:
     """All perturbations of one family; at most one finding of each fault, that of the worst of them."""
-    yield {trial.entry.name: trial.as_dict(exam) for trial in trials}
-    gaining = [t for t in trials if t.raised["n"] >= FEWEST and _gains(exam, t)]
+    yield {effect.entry.name: effect.as_dict(exam) for effect in effects}
+    gaining = [t for t in effects if t.raised["n"] >= FEWEST and _gains(exam, t)]
     yield from _raised(exam, family, gaining)
     if family in BLIND:  # what raises the score was told already
-        yield from _unnoticed(exam, family, [t for t in trials if t.lowered["n"] >= FEWEST and t not in gaining])
-    yield from _moved(exam, family, [t for t in trials if t.moved["n"] >= FEWEST])
+        yield from _unnoticed(exam, family, [t for t in effects if t.lowered["n"] >= FEWEST and t not in gaining])
+    yield from _moved(exam, family, [t for t in effects if t.moved["n"] >= FEWEST])
 
 
-def _gains(exam: Examination, trial: Trial) -> bool:
+def _gains(exam: Examination, effect: Effect) -> bool:
     """A fifth is too many among damaged texts; of texts that stayed as good half may gain a little and half lose."""
-    worse = trial.deserved.mean() < -0.5
-    return (trial.raised["low"] or 0) > (f.SOMETIMES if worse else f.OFTEN)
+    worse = effect.deserved.mean() < -0.5
+    return (effect.raised["low"] or 0) > (f.SOMETIMES if worse else f.OFTEN)
 
 
-def _raised(exam: Examination, family: str, found: list[Trial]) -> Iterator[Finding]:
+def _raised(exam: Examination, family: str, found: list[Effect]) -> Iterator[Finding]:
     if not found:
         return
     worst = max(found, key=lambda t: (np.nanmean(t.shift) > f.STRONG_GAIN * exam.unit, t.raised["low"]))
@@ -169,17 +165,17 @@ def _raised(exam: Examination, family: str, found: list[Trial]) -> Iterator[Find
     others = [t.entry.name for t in found if t is not worst]
     yield Finding(
         f"{family.replace(' ', '_')}.raised",
-        f.SERIOUS if worst.raised["low"] > f.OFTEN and (mean > f.STRONG_GAIN * exam.unit) else f.WARN,
+        SERIOUS if worst.raised["low"] > f.OFTEN and (mean > f.STRONG_GAIN * exam.unit) else WARN,
         f"{_named(worst)} makes no text better but raises the score of {as_percent(worst.raised)} of them; mean shift "
-        f"{exam.told(mean)}{beside}{_likewise(others)}.",
+        f"{exam.in_words(mean)}{beside}{_likewise(others)}.",
         GAINS.get(family, ELSE),
         worst.raised,
         _example(exam, worst, np.where(worst.deserved <= 0, worst.shift, -np.inf)),
     )
 
 
-def _unnoticed(exam: Examination, family: str, trials: list[Trial]) -> Iterator[Finding]:
-    found = [t for t in trials if t.lowered["high"] is not None and t.lowered["high"] < f.UNNOTICED]
+def _unnoticed(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding]:
+    found = [t for t in effects if t.lowered["high"] is not None and t.lowered["high"] < f.UNNOTICED]
     if not found:
         return
     worst = min(found, key=lambda t: t.lowered["value"])
@@ -197,38 +193,39 @@ def _unnoticed(exam: Examination, family: str, trials: list[Trial]) -> Iterator[
     )
 
 
-def _moved(exam: Examination, family: str, trials: list[Trial]) -> Iterator[Finding]:
-    found = [t for t in trials if (t.moved["low"] or 0) > f.MOVED_SHARE]
+def _moved(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding]:
+    found = [t for t in effects if (t.moved["low"] or 0) > f.MOVED_SHARE]
     if not found:
         return
     worst = max(found, key=lambda t: t.moved["low"])
     others = [t.entry.name for t in found if t is not worst]
     yield Finding(
         f"{family.replace(' ', '_')}.moved",
-        f.WARN,
+        WARN,
         f"{_named(worst)} leaves the meaning as it is but moves {as_percent(worst.moved)} of scores by more than "
-        f"{f.MOVED:g} sd; mean shift {exam.told(float(np.nanmean(worst.shift)))}{_likewise(others)}.",
+        f"{f.MOVED:g} sd; mean shift {exam.in_words(float(np.nanmean(worst.shift)))}{_likewise(others)}.",
         "Bring texts into one form before scoring (case, spaces, markup), or train on texts in several forms.",
         worst.moved,
         _example(exam, worst, np.abs(worst.shift)),
     )
 
 
-def _named(trial: Trial) -> str:
-    return f"'{trial.entry.name}' ({trial.entry.about})"
+def _named(effect: Effect) -> str:
+    return f"'{effect.entry.name}' ({effect.entry.about})"
 
 
 def _likewise(names: list[str]) -> str:
     return f" (likewise: {', '.join(names)})" if names else ""
 
 
-def _example(exam: Examination, trial: Trial, how_bad: np.ndarray):
-    i = int(np.argmax(np.where(np.isfinite(trial.shift), how_bad, -np.inf)))
-    row = trial.rows[i]
+def _example(exam: Examination, effect: Effect, how_bad: np.ndarray):
+    i = int(np.argmax(np.where(np.isfinite(effect.shift), how_bad, -np.inf)))
+    row = effect.rows[i]
     gold = None if exam.gold is None else exam.gold[row]
     return exam.example(
-        exam.material.prompts[row], exam.material.completions[row], trial.after[i], score_before=exam.scores[row],
-        score_after=trial.scores[i], gold_before=gold, gold_after=None if gold is None else gold + trial.gold_shift[i],
+        exam.material.prompts[row], exam.material.completions[row], effect.after[i],
+        score_before=exam.scores[row], score_after=effect.scores[i], gold_before=gold,
+        gold_after=None if gold is None else gold + effect.gold_shift[i],
     )  # fmt: skip
 
 
@@ -260,12 +257,12 @@ def check_words(exam: Examination) -> Iterator[Finding | dict]:
     words = candidate_words(exam)
     if not len(rows) or len(words) < 3:
         return
-    prompts, before = exam.texts(rows)
+    prompts, before = exam.material.texts(rows)
     shifts, deserved, texts = [], [], []
     for word in words:
         after = perturb.with_word(word)(prompts, before, exam.seed)
         texts.append(after)
-        shifts.append(exam.reward.scores(prompts, after) - exam.scores[rows])
+        shifts.append(exam.ask(rows, after) - exam.scores[rows])
         gold = exam.material.gold(prompts, after)
         deserved.append(np.zeros(len(rows)) if gold is None else (gold - exam.gold[rows]) / exam.gold_unit)
     shift, gold_shift = np.stack(shifts), np.stack(deserved)
@@ -287,7 +284,7 @@ def check_words(exam: Examination) -> Iterator[Finding | dict]:
     row = int(np.nanargmax(excess[i]))
     yield Finding(
         "words.single",
-        f.SERIOUS if mean[i] > f.KEYWORD_STRONG or not exam.unit else f.WARN,
+        SERIOUS if mean[i] > f.KEYWORD_STRONG or not exam.unit else WARN,
         f"Single words are worth points wherever they stand: {names}. {words[i]!r} alone adds {mean[i]:+.2f} "
         f"{'sd' if exam.unit else 'points'} beyond what any word at the end does, in {as_percent(share)} of texts.",
         GAINS["keyword"],

@@ -14,11 +14,12 @@ import os
 import re
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from alignkit.checkup.diagnosis.sources import Broken, Damage, RowStream, open_streams, short_names
+from alignkit.checkup.sources import Broken, Damage, RowStream, open_streams, short_names
 from alignkit.errors import DataError
 
 SIDES = ("chosen", "rejected")
@@ -39,7 +40,7 @@ class Pair:
     `prompt_match` is "same" (both sides carry the same prompt), "diverges" (they share an opening and part
     before the last answer), "different" (nothing shared, or the prompt column is not what the sides answer)
     or "by_column" (the sides carry no prompt, so the column can't be checked). `turns` counts the user's
-    turns in the prompt.
+    turns in the prompt. `messages`: prompt, chosen and rejected as the messages they came as, if they did.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Pair:
     turns: int
     prompt_match: str
     layout: str
+    messages: tuple[list[dict], list[dict], list[dict]] | None = None
 
 
 @dataclass
@@ -69,10 +71,12 @@ class PairSet:
 
     `frame` has one row per usable pair, in the order of the source: the fields of `Pair`, `row` (its number
     in the source, from 1; "file:number" when there are several files) and the POSITION_COLUMNS as found.
+    `columns`: for each pair what else its row holds, by name.
     """
 
     source: str
     frame: pd.DataFrame
+    columns: list[dict[str, Any]]
     rejected: dict[str, RejectedRows]
     notes: list[str]  # choices worth telling, such as the split taken
     damage: list[str]  # where a file broke off
@@ -94,7 +98,7 @@ class _BadRow(Exception):
 
 
 def read_pairs(source, limit: int | None = None, split: str | None = None, show_progress: bool = False) -> PairSet:
-    """Read `source` (path, directory, Hub id or datasets.Dataset); stop after `limit` rows, usable or not.
+    """Read `source` (path, folder, Hub id, Dataset, DataFrame or list of rows); stop after `limit` rows, usable or not.
 
     Broken rows are counted with their reason and reading goes on. Raises DataError if the source is missing,
     has the wrong columns or yields no usable pair.
@@ -102,29 +106,31 @@ def read_pairs(source, limit: int | None = None, split: str | None = None, show_
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; it must be at least 1, or left out to read everything.")
     streams = open_streams(source, split)
-    records, faults, damages = [], [], []
+    records, columns, faults, damages = [], [], [], []
     for stream in streams:
         left = None if limit is None else limit - len(records) - len(faults)
         if left == 0:
             break
-        found, faulty, damage = _read_stream(stream, left, len(streams) > 1, show_progress)
+        found, others, faulty, damage = _read_stream(stream, left, len(streams) > 1, show_progress)
         records += found
+        columns += others
         faults += faulty
         damages += [damage] if damage else []
     name = str(source) if isinstance(source, str | os.PathLike) else streams[0].name
     notes = [stream.note for stream in streams if stream.note]
     if limit is not None and len(records) + len(faults) == limit:
         notes.append(f"only the first {limit:,} rows were read")
-    return PairSet(name, pd.DataFrame(records), _by_reason(faults), notes, damages)
+    return PairSet(name, pd.DataFrame(records), columns, _by_reason(faults), notes, damages)
 
 
 def _read_stream(
     stream: RowStream, limit: int | None, several: bool, show_progress: bool
-) -> tuple[list[dict], list[tuple[int | str, str]], str | None]:
-    """The usable pairs of one file, (row, reason) of each row turned away, and the damage if there is any."""
+) -> tuple[list[dict], list[dict], list[tuple[int | str, str]], str | None]:
+    """The usable pairs of one file, what else their rows hold, (row, reason) of each row turned away, and the damage
+    if there is any."""
     _check_columns(stream)
-    records, faults, columns, damage = [], [], [], None
-    rows = tqdm(islice(stream.rows, limit), desc="reading pairs", unit=" rows", disable=not show_progress)
+    records, others, faults, columns, damage = [], [], [], [], None
+    rows = tqdm(islice(stream.numbered(), limit), desc="reading pairs", unit=" rows", disable=not show_progress)
     for number, raw in rows:
         if isinstance(raw, Damage):
             damage = raw.message
@@ -133,11 +139,13 @@ def _read_stream(
         columns = columns or (list(raw) if isinstance(raw, dict) else [])
         try:
             records.append({"row": place, **vars(parse_row(raw)), **_positions(raw)})
+            others.append({str(name): None if isinstance(value, Broken) else value for name, value in raw.items()
+                           if name not in ("prompt", *SIDES)})  # fmt: skip
         except _BadRow as reason:
             faults.append((place, str(reason)))
     if not records:
         raise DataError(_nothing_usable(stream.name, faults, columns, damage))
-    return records, faults, damage
+    return records, others, faults, damage
 
 
 def _by_reason(faults: list[tuple[int | str, str]]) -> dict[str, RejectedRows]:
@@ -184,6 +192,8 @@ def parse_row(raw: object) -> Pair:
         raise _BadRow(f"{_kind(raw)} instead of an object with columns")
     chosen, rejected = (_side(raw, name) for name in SIDES)
     prompt = raw.get("prompt")
+    if isinstance(prompt, Broken):
+        raise _BadRow(prompt.reason)
     if prompt is not None and not isinstance(prompt, str | list):
         raise _BadRow(f"prompt is {_kind(prompt)}, not text or a message list")
     if type(chosen) is not type(rejected):
@@ -198,8 +208,8 @@ def _side(raw: dict, name: str) -> str | list:
     if name not in raw:
         raise _BadRow(f"no column {name}")
     side = raw[name]
-    if side is None:
-        raise _BadRow(f"{name} is null")
+    if side is None or isinstance(side, Broken):
+        raise _BadRow(f"{name} is null" if side is None else side.reason)
     if not isinstance(side, str | list):
         raise _BadRow(f"{name} is {_kind(side)}, not text or a message list")
     return side
@@ -263,6 +273,7 @@ def _message_pair(prompt: str | list | None, chosen: list, rejected: list) -> Pa
     sides = [_messages(side, name) for side, name in zip((chosen, rejected), SIDES, strict=True)]
     if any(side[-1][0] not in ASSISTANT_ROLES for side in sides):
         raise _BadRow("a side's last message is not the assistant's")
+    asked = sides
     if isinstance(prompt, list):
         opening = _messages(prompt, "prompt")
         sides = [side if side[: len(opening)] == opening else opening + side for side in sides]
@@ -278,7 +289,10 @@ def _message_pair(prompt: str | list | None, chosen: list, rejected: list) -> Pa
     elif isinstance(prompt, str) and not any(prompt.strip() == text for _, text in lead):
         match = DIFFERENT
     texts = (answer[0][1] if len(answer) == 1 else _transcript(answer) for answer in answers)
-    return Pair(_transcript(lead), *texts, _user_turns(lead), match, "messages")
+    given = chosen if not isinstance(prompt, list) or sides[0] == asked[0] else [*prompt, *chosen]
+    opening = given[: len(lead)] if shared or carried else [{"role": "user", "content": prompt}]
+    talk = (opening, chosen[-len(answers[0]) :], rejected[-len(answers[1]) :])  # with all that messages carry
+    return Pair(_transcript(lead), *texts, _user_turns(lead), match, "messages", talk)
 
 
 def _messages(side: list, name: str) -> list[tuple[str, str]]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from alignkit.checkup.auditing import findings as f
-from alignkit.checkup.auditing.examination import ROUNDING, Examination
-from alignkit.checkup.auditing.findings import Finding
+from alignkit.checkup import findings as f
+from alignkit.checkup.examination import ROUNDING, Examination
+from alignkit.checkup.findings import SERIOUS, WARN, Finding
 
 ROWS = 16  # texts for these checks
 PLACES = 8  # places of the batch a text is moved through
@@ -26,8 +26,9 @@ def _rows(exam: Examination, n: int = ROWS) -> np.ndarray:
 
 def check_determinism(exam: Examination) -> Iterator[Finding | dict]:
     """The same texts three times; sets `exam.noise`."""
-    prompts, completions = exam.texts(_rows(exam))
-    calls = np.stack([exam.reward.scores(prompts, completions, whole=True) for _ in range(3)])
+    rows = _rows(exam)
+    prompts, completions = exam.material.texts(rows)
+    calls = np.stack([exam.ask(rows, whole=True) for _ in range(3)])
     noise = float(np.sqrt(np.nanmean(np.nanvar(calls, axis=0, ddof=1)))) if np.isfinite(calls).any() else 0.0
     if noise > ROUNDING * exam.size:
         exam.noise = noise
@@ -37,8 +38,8 @@ def check_determinism(exam: Examination) -> Iterator[Finding | dict]:
         row = int(np.nanargmax(spread))
         yield Finding(
             "determinism.noise",
-            f.SERIOUS if exam.in_sd(noise) > f.NOISE_STRONG or not exam.unit else f.WARN,
-            f"The same texts score differently from call to call: by {exam.told(noise)} (one sd of the noise).",
+            SERIOUS if exam.in_sd(noise) > f.NOISE_STRONG or not exam.unit else WARN,
+            f"The same texts score differently from call to call: by {exam.in_words(noise)} (one sd of the noise).",
             "Fix the seed inside the reward, switch dropout off (model.eval()), or average several calls; a noisy "
             "reward teaches more slowly and can't be reproduced.",
             {"noise_sd": round(float(exam.in_sd(noise)), 4), "n": len(prompts)},
@@ -50,18 +51,17 @@ def check_determinism(exam: Examination) -> Iterator[Finding | dict]:
 def check_batch(exam: Examination) -> Iterator[Finding | dict]:
     """Alone, in a batch, in a shuffled batch, and beside a text that is much longer (padding)."""
     rows = _rows(exam)
-    prompts, completions = exam.texts(rows)
+    prompts, completions = exam.material.texts(rows)
     n = len(rows)
-    ask = exam.reward.scores
-    together = ask(prompts, completions, whole=True)
+    together = exam.ask(rows, whole=True)
     order = np.random.default_rng([exam.seed, 72]).permutation(n)
     shuffled = np.empty(n)
-    shuffled[order] = ask([prompts[i] for i in order], [completions[i] for i in order], whole=True)
+    shuffled[order] = exam.ask(rows[order], whole=True)
     longest = max(completions, key=len)
     settings = {
-        "alone": np.concatenate([ask([p], [c], whole=True) for p, c in zip(prompts, completions, strict=True)]),
+        "alone": np.concatenate([exam.ask(rows[[i]], whole=True) for i in range(n)]),
         "in another order": shuffled,
-        "beside a longer text": ask([*prompts, prompts[0]], [*completions, f"{longest} {longest}"], whole=True)[:n],
+        "beside a longer text": exam.ask(np.append(rows, rows[0]), [*completions, f"{longest} {longest}"], True)[:n],
     }
     gaps = {name: np.abs(scores - together) for name, scores in settings.items()}
     worst = {name: float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0 for name, gap in gaps.items()}
@@ -73,10 +73,9 @@ def check_batch(exam: Examination) -> Iterator[Finding | dict]:
     row = int(np.nanargmax(gaps[name]))
     yield Finding(
         "batch.depends",
-        f.SERIOUS if exam.in_sd(worst[name]) > f.BATCH_STRONG or not exam.unit else f.WARN,
-        f"A score depends on what else is in the batch: {name}, one text moves by {exam.told(worst[name])} "
-        f"(alone {exam.told(worst['alone'])}, in another order {exam.told(worst['in another order'])}, beside a longer "
-        f"text {exam.told(worst['beside a longer text'])}).",
+        SERIOUS if exam.in_sd(worst[name]) > f.BATCH_STRONG or not exam.unit else WARN,
+        f"A score depends on what else is in the batch: {name}, one text moves by {exam.in_words(worst[name])} "
+        f"({', '.join(f'{setting} {exam.in_words(gap)}' for setting, gap in worst.items())}).",
         "Score each text for itself: no normalizing over the batch, the right padding side, attention masks and "
         "position ids. If the reward ranks answers against each other on purpose, always hand it whole groups.",
         {"largest_shift": round(float(exam.in_sd(worst[name])), 4), "setting": name, "n": n},
@@ -111,9 +110,9 @@ def check_position(exam: Examination) -> Iterator[Finding | dict]:
     place = int(np.nanargmax(effect))
     yield Finding(
         "position.favored",
-        f.SERIOUS if exam.in_sd(largest[where]) > f.BATCH_STRONG or not exam.unit else f.WARN,
-        f"Place matters: the same texts score {exam.told(float(effect[place]))} relative to their own mean when they "
-        f"stand at place {place + 1} of {len(effect)} in {where}.",
+        SERIOUS if exam.in_sd(largest[where]) > f.BATCH_STRONG or not exam.unit else WARN,
+        f"Place matters: the same texts score {exam.in_words(float(effect[place]))} relative to their own mean when "
+        f"they stand at place {place + 1} of {len(effect)} in {where}.",
         "Score each text for itself; a judge that reads several answers should read them in both orders, and the two "
         "readings be averaged.",
         {"effect_by_place": [round(float(x), 4) for x in exam.in_sd(effect)], "where": where},
@@ -126,7 +125,7 @@ def _place_effects(exam: Examination, blocks: np.ndarray) -> np.ndarray:
     seen = np.full((blocks.size, width), np.nan)
     for turn in range(width):
         turned = np.roll(blocks, turn, axis=1)
-        scores = exam.reward.scores(*exam.texts(turned.ravel()), whole=True).reshape(blocks.shape)
+        scores = exam.ask(turned.ravel(), whole=True).reshape(blocks.shape)
         for place in range(width):  # which text stands there in this turn
             item = (place - turn) % width
             seen[np.arange(len(blocks)) * width + item, place] = scores[:, place]
@@ -142,7 +141,7 @@ def check_speed(exam: Examination) -> Iterator[Finding | dict]:
     if rate > exam.budget:
         yield Finding(
             "speed.slow",
-            f.SERIOUS if rate > f.FAR_OVER_BUDGET * exam.budget else f.WARN,
+            SERIOUS if rate > f.FAR_OVER_BUDGET * exam.budget else WARN,
             f"{rate:.3g} s per completion; the budget is {exam.budget:g} s: an update on 256 completions waits "
             f"{256 * rate:.0f} s for its reward.",
             "Score in larger batches, cache scores of repeated texts, take a smaller model, or allow more (--budget).",

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
-from alignkit.checkup.diagnosis.pairs import POSITION_COLUMNS
+from alignkit.checkup.pairs import POSITION_COLUMNS
 from alignkit.intervals import clear_of, cluster_bootstrap, generator, wilson
 
 WORD = r"(?u)\b\w+(?:'\w+)*\b"

@@ -11,17 +11,18 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, diags_array, vstack
+from scipy.special import logit
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from alignkit.checkup.diagnosis.bias import count_words, word_counts
+from alignkit.checkup.surface import count_words, word_counts
 from alignkit.intervals import cluster_bootstrap, generator
+from alignkit.rewards.bradley_terry import calibration_error
 
 FOLDS = 5
 FEWEST_PAIRS, FEWEST_GROUPS = 50, 10
 EQUAL_LENGTH = 0.1  # lengths within 10% of the longer one, and always within one word, are about equal
-BINS = 10
 
 # from the positions of training and held-out pairs to the features of both
 Features = Callable[[np.ndarray, np.ndarray], tuple]
@@ -44,7 +45,8 @@ def check_labels(frame: pd.DataFrame, groups: np.ndarray, grouped_by: str, seed:
         "folds": FOLDS,
         "grouped_by": grouped_by,
         **_accuracies(frame, groups, probability, by_length, seed),
-        **_calibration(probability),
+        "brier": round(float(np.mean((1 - probability) ** 2)), 6),  # 0.25 for a coin
+        "expected_calibration_error": round(calibration_error(logit(np.clip(probability, 1e-12, 1 - 1e-12))), 6),
     }
 
 
@@ -119,28 +121,3 @@ def about_equal_length(frame: pd.DataFrame) -> np.ndarray:
     """True where length can't be what decides."""
     chosen, rejected = word_counts(frame)
     return np.abs(chosen - rejected) <= np.maximum(1, EQUAL_LENGTH * np.maximum(chosen, rejected))
-
-
-def _calibration(probability: np.ndarray) -> dict:
-    """Brier score (0.25 for a coin) and expected calibration error in ten bins (Guo et al. 2017).
-
-    Confidence is the probability of the side the model prefers, between one half and one.
-    """
-    confidence = np.maximum(probability, 1 - probability)
-    right = correct(probability)
-    place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    filled = [place == i for i in range(BINS) if (place == i).any()]
-    bins = [
-        {
-            "confidence": round(float(confidence[part].mean()), 6),
-            "accuracy": float(right[part].mean().round(6)),
-        }
-        | {"n": int(part.sum())}
-        for part in filled
-    ]
-    gap = sum(part["n"] * abs(part["confidence"] - part["accuracy"]) for part in bins) / len(probability)
-    return {
-        "brier": round(float(np.mean((1 - probability) ** 2)), 6),
-        "expected_calibration_error": round(gap, 6),
-        "reliability": bins,
-    }

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import rankdata
 
-from alignkit.checkup.auditing import findings as f
-from alignkit.checkup.auditing.examination import Examination
-from alignkit.checkup.auditing.findings import Finding
-from alignkit.checkup.auditing.material import within_sd
-from alignkit.checkup.auditing.sensitivity import Trial
+from alignkit.checkup import findings as f
+from alignkit.checkup.examination import Examination, within_sd
+from alignkit.checkup.findings import INFO, SERIOUS, WARN, Finding
+from alignkit.checkup.sensitivity import Effect
 from alignkit.evaluation.perturb import KEEPS, Swap
 from alignkit.intervals import Estimate, as_percent, clear_of, cluster_bootstrap, generator
 from alignkit.rewards.bradley_terry import calibration_error
@@ -46,7 +45,7 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
         backwards = clear_of(accuracy, f.COIN)
         yield Finding(
             "accuracy.backwards" if backwards else "accuracy.coin",
-            f.SERIOUS,
+            SERIOUS,
             f"The reward {'prefers the worse side' if backwards else 'is no better than a coin'}: right on {shown}.",
             "Check the sign, the order of arguments and the template; then the data it was fit to."
             if backwards else "Check that it reads the completion at all and was trained on such texts.",
@@ -55,13 +54,13 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
         )  # fmt: skip
     elif accuracy["value"] < f.WEAK:
         yield Finding(
-            "accuracy.weak", f.WARN, f"The reward is barely better than a coin: right on {shown}.",
+            "accuracy.weak", WARN, f"The reward is barely better than a coin: right on {shown}.",
             "Treat gains in this reward with suspicion; collect more pairs, or compare with the check-up of the data "
             "(alignkit diagnose): how far can labels be predicted at all?", accuracy, example,
         )  # fmt: skip
     if over > f.OVERCONFIDENT:
         yield Finding(
-            "accuracy.overconfident", f.INFO,
+            "accuracy.overconfident", INFO,
             f"Read as log-odds, gaps promise {100 * confidence.mean():.0f}% and keep {100 * right.mean():.0f}%.",
             "If gaps are used as probabilities or margins, divide them by a fitted temperature "
             "(rewards.fit_temperature); orders are not affected.", {"overconfidence": round(over, 4), "n": len(gap)},
@@ -100,20 +99,20 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
     }  # fmt: skip
     if not exam.unit:
         yield Finding(
-            "distribution.constant", f.SERIOUS, f"All {len(scores)} ordinary answers score {scores[0]:.4g}.",
+            "distribution.constant", SERIOUS, f"All {len(scores)} ordinary answers score {scores[0]:.4g}.",
             "Nothing can be learned from a constant; check that the reward reads the completion, and in which form.",
             {"n": len(scores)},
         )  # fmt: skip
         return
     if (share["low"] or 0) > f.TIED:
         yield Finding(
-            "distribution.tied", f.WARN, f"For {as_percent(share)} of prompts all answers score the same.",
+            "distribution.tied", WARN, f"For {as_percent(share)} of prompts all answers score the same.",
             "Group advantages (GRPO, RLOO) are zero there: sample more answers, drop such prompts, or grade finely.",
             share,
         )  # fmt: skip
     if part is not None and part < f.LITTLE_WITHIN:
         yield Finding(
-            "distribution.between", f.WARN,
+            "distribution.between", WARN,
             f"Only {100 * part:.1f}% of the score's variance lies between answers to one prompt.",
             "The rest is the prompt's, and teaches nothing: subtract each prompt's mean before normalizing a batch.",
             {"share_within": round(part, 4), "n": len(scores)},
@@ -122,7 +121,7 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
         row = int(np.nanargmax(np.abs(exam.scores - quantiles[3])))
         text = exam.material.completions[row]
         yield Finding(
-            "distribution.outlier", f.WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
+            "distribution.outlier", WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
             "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
             {"robust_sd": round(farthest, 2), "n": len(scores)},
             exam.example(exam.material.prompts[row], text, text, score_before=exam.scores[row]),
@@ -151,7 +150,7 @@ def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
     if sure > f.LENGTH_TIE:
         beside = "" if exam.gold is None else f" (gold's: {own:+.2f})"
         yield Finding(
-            "length_tie.correlated", f.SERIOUS if sure > f.LENGTH_TIE_STRONG else f.WARN,
+            "length_tie.correlated", SERIOUS if sure > f.LENGTH_TIE_STRONG else WARN,
             f"Among answers to one prompt {'longer' if excess > 0 else 'shorter'} ones score higher: rank correlation "
             f"{tie['value']:+.2f} [{tie['low']:+.2f}, {tie['high']:+.2f}]{beside}.",
             "Control for length: report accuracy on pairs of about equal length, and watch the length of outputs.", tie,
@@ -209,7 +208,7 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
     few, many = min(told), max(told)
     if told[many]["high"] is not None and told[many]["high"] < 0:
         yield Finding(
-            "search.harmful", f.SERIOUS, f"Choosing the best of {many} by this reward lowers gold: "
+            "search.harmful", SERIOUS, f"Choosing the best of {many} by this reward lowers gold: "
             f"{told[many]['value']:+.2f} sd [{told[many]['low']:+.2f}, {told[many]['high']:+.2f}].",
             "Do not optimize it: it points away from what is wanted.", told[many],
         )  # fmt: skip
@@ -219,18 +218,18 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
     loss = cluster_bootstrap(gains[many] - gains[few], np.arange(len(rows)), generator(exam.seed, "over"))
     if loss["high"] is not None and loss["high"] < -f.SEARCH_HURTS:
         yield Finding(
-            "search.over_optimized", f.WARN, f"Gold falls as the search goes on: best of {many} has "
+            "search.over_optimized", WARN, f"Gold falls as the search goes on: best of {many} has "
             f"{loss['value']:+.2f} sd [{loss['low']:+.2f}, {loss['high']:+.2f}] against best of {few}.",
             f"Search no further than best of {few}, or bound the policy by a KL term.", loss,
         )  # fmt: skip
 
 
-def check_nonsense_wins(exam: Examination, trials: list[Trial]) -> Iterator[Finding | dict]:
+def check_nonsense_wins(exam: Examination, effects: list[Effect]) -> Iterator[Finding | dict]:
     """Among a prompt's ordinary answers and their damaged versions: does a damaged one score highest?
 
     With gold, only if it also is worth less than the ordinary answer that would have been chosen.
     """
-    damaged = [t for t in trials if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
+    damaged = [t for t in effects if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
     group, wins, cases = exam.material.group, [], []
     prompts = np.unique(group[exam.perturbed_rows])
     for g in prompts:
@@ -253,17 +252,17 @@ def check_nonsense_wins(exam: Examination, trials: list[Trial]) -> Iterator[Find
         return
     names = [case[2][1].entry.name for case in cases]
     common = sorted(set(names), key=lambda name: (-names.count(name), name))[:4]
-    _, best, (score, trial, i) = max(cases, key=lambda case: case[0])
+    _, best, (score, effect, i) = max(cases, key=lambda case: case[0])
     gold = None if exam.gold is None else exam.gold[best]
-    gold_after = None if gold is None else exam.gold[trial.rows[i]] + trial.gold_shift[i]
+    gold_after = None if gold is None else exam.gold[effect.rows[i]] + effect.gold_shift[i]
     yield Finding(
         "best_of_n.nonsense",
-        f.SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else f.WARN,
+        SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else WARN,
         f"A damaged text beats every ordinary answer for {as_percent(share)} of prompts; most often: "
         f"{', '.join(common)}.",
         "A search will find these: add them to the rejected side, combine the reward with rules that forbid them, and "
         "keep best-of-n small.",
         share,
-        exam.example(exam.material.prompts[best], exam.material.completions[best], trial.after[i],
+        exam.example(exam.material.prompts[best], exam.material.completions[best], effect.after[i],
                      score_before=exam.scores[best], score_after=score, gold_before=gold, gold_after=gold_after),
     )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Reward models by name: a folder or Hub id of a sequence-classification model, a reward of ours, a world's gold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from alignkit import worlds
+from alignkit.checkup.serving import NoSuchReward
+from alignkit.errors import AlignkitError
+from alignkit.rewards.base import GoldReward, Judgement, Reward
+from alignkit.rewards.model import RewardModel
+from alignkit.taxonomy import RewardCard
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LONGEST_INPUT = 4096  # tokens, for models that do not say how much they take
+
+
+class SequenceClassifier(Reward):
+    """A transformers sequence-classification model with one label, read as its authors mean it to be read.
+
+    Where the tokenizer has a chat template, the prompt's messages and the answer are one conversation; otherwise prompt
+    and completion are given as a pair of texts. Inputs longer than the model takes lose their end.
+    """
+
+    def __init__(self, model, tokenizer, name: str):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id  # else the wrong token of a padded row is read
+        tokenizer.padding_side = "right"
+        self.longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 0)
+                           or LONGEST_INPUT)  # fmt: skip
+        self.reads = "chat" if tokenizer.chat_template else "text"
+        self.card = RewardCard(name=name, construction_basis="data-driven", format="scalar", expression="explicit",
+                               granularity="response")  # fmt: skip
+
+    def _encode(self, prompts: list, completions: list[str]):
+        options = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
+        if not self.tokenizer.chat_template:
+            return self.tokenizer(prompts, completions, **options)
+        asked = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
+        talks = [self.tokenizer.apply_chat_template([*p, {"role": "assistant", "content": c}], tokenize=False)
+                 for p, c in zip(asked, completions, strict=True)]  # fmt: skip
+        return self.tokenizer(talks, add_special_tokens=False, **options)  # the template writes them itself
+
+    @torch.no_grad()
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        inputs = self._encode(prompts, completions).to(self.model.device)
+        return Judgement(self.model(**inputs).logits[:, 0].double().cpu().numpy())
+
+
+class SavedReward(RewardModel):
+    """A reward of alignkit's read from its folder: what it was fit to is not written there."""
+
+    kind = {"name": "saved reward", "format": "scalar", "granularity": "response", "source": ""}
+
+
+def open_model(name: str) -> Reward:
+    """The reward of that name. Safetensors only, and no code from the model is run. NoSuchReward if there is none."""
+    if name.startswith("gold:"):
+        try:
+            return GoldReward(worlds.load(name.removeprefix("gold:")))
+        except AlignkitError as error:
+            raise NoSuchReward(str(error)) from None
+    local = Path(name).is_dir()
+    if local:
+        _check_folder(Path(name))
+    elif not HUB_ID.fullmatch(name) or name.endswith(".py"):
+        raise NoSuchReward(
+            f"{name!r} is no reward: give module:function, path/to/file.py:function, the folder or Hub id of a "
+            f"sequence-classification model, or gold:WORLD with one of {', '.join(worlds.WORLDS)}"
+        )
+    safe = {"trust_remote_code": False, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(name, **safe)
+        if hasattr(config, "alignkit_pooling"):
+            return SavedReward.load(name)
+        if config.num_labels != 1:
+            raise NoSuchReward(f"{name!r} has {config.num_labels} labels; a scalar reward needs one")
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **safe
+        )
+    except AlignkitError as error:
+        raise NoSuchReward(str(error)) from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NoSuchReward(f"could not load a reward model from {name!r} (safetensors only): {why}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])[0]
+        raise NoSuchReward(f"{name!r} is not a trained reward model: weights such as {missing!r} are missing in it")
+    return SequenceClassifier(model, tokenizer, name)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise NoSuchReward(f"{folder} holds no config.json: it is not a model in the Hub's format")
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise NoSuchReward(f"{folder / 'config.json'} can't be read: {error}") from error
+    if not any(str(name).endswith("ForSequenceClassification") for name in named):
+        raise NoSuchReward(f"{folder} holds {', '.join(map(str, named)) or 'no named architecture'}; a reward is a "
+                           "...ForSequenceClassification with one label")  # fmt: skip
