@@ -9,19 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List
 from PIL import Image as PillowImage
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.policy import MODELS, Batch, Policy
+from alignkit.loading import load_model, shipped
+from alignkit.policy import Policy
+from alignkit.tokens import Batch
 
 Look = Callable[[str], np.ndarray]  # from a prompt to pixels, uint8 of shape (height, width, 3)
 GRAY = 128
@@ -35,12 +36,11 @@ class PictureBatch(Batch):
     pixels: Tensor
 
     def rows(self, index) -> PictureBatch:
-        part = super().rows(index)
-        return PictureBatch(part.ids, part.attention, part.completion, part.mask, self.pixels[index])
+        return PictureBatch(**vars(super().rows(index)), pixels=self.pixels[index])
 
     def seeing(self, pixels: Tensor) -> PictureBatch:
         """The same tokens beside other pictures."""
-        return PictureBatch(self.ids, self.attention, self.completion, self.mask, pixels)
+        return replace(self, pixels=pixels)
 
 
 class Seen(list):
@@ -92,10 +92,6 @@ class PicturePolicy(Policy):
         vision = model.config.vision_config
         self.side, self.patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
 
-    @property
-    def context(self) -> int:
-        return self.model.config.text_config.max_position_embeddings
-
     def copy(self, name: str | None = None) -> PicturePolicy:
         return PicturePolicy(copy.deepcopy(self.model), self.tokenizer, name or self.name, self.look)
 
@@ -139,13 +135,13 @@ class PicturePolicy(Policy):
         batch = super().pad(heads, tails)
         seen = [head.pixels for head in heads]
         pixels = torch.stack(seen) if seen else torch.zeros((0, self.side, self.side, 3), dtype=torch.uint8)
-        return PictureBatch(batch.ids, batch.attention, batch.completion, batch.mask, pixels.to(self.device))
+        return PictureBatch(**vars(batch), pixels=pixels.to(self.device))
 
     # -- scoring and sampling ------------------------------------------------------------------------------------
 
     @contextmanager
-    def seeing_only(self, pixels: Tensor) -> Iterator[None]:
-        """Within it the model sees these pictures, and does not write the token that stands for a patch of one."""
+    def reading(self, batch: PictureBatch) -> Iterator[None]:
+        """As in `Policy`; the model sees the batch's pictures and never writes the token for a patch of one."""
 
         def silence(_module, _args, output):
             output.logits = output.logits.clone()
@@ -154,19 +150,10 @@ class PicturePolicy(Policy):
 
         handle = self.model.register_forward_hook(silence)
         try:
-            with showing(self.model, pixels):
+            with super().reading(batch), showing(self.model, batch.pixels):
                 yield
         finally:
             handle.remove()
-
-    def logits(self, batch: PictureBatch) -> Tensor:
-        with self.seeing_only(batch.pixels):
-            return super().logits(batch)
-
-    def sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
-        pixels = torch.stack([heads[i].pixels for i in owner.unique()])  # each distinct prompt is read once
-        with self.seeing_only(pixels):
-            return super().sample_rows(heads, owner, noise, temperature)
 
 
 def _world_picture(prompt: str) -> np.ndarray:
@@ -181,23 +168,11 @@ def load_picture_policy(name_or_path: str | Path, patient: int = 0, look: Look |
     `look` gives the picture that a prompt names (default: what world "shapes" draws); it is to have the size the
     model's vision tower takes. Only safetensors are read, no code from a model is run, and no network is touched.
     """
-    shipped = MODELS / f"{name_or_path}-{patient % 5}"
-    folder = shipped if (shipped / "config.json").is_file() else Path(name_or_path)
-    safe = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        if not folder.is_dir():
-            raise OSError("no such folder or shipped policy")
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
-        model = LlavaForConditionalGeneration.from_pretrained(
-            str(folder), use_safetensors=True, dtype=torch.float32, **safe
-        )
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AlignkitError(
-            f"could not load a policy that sees from {str(name_or_path)!r}: {why}. Give 'shapes', or a folder with a "
-            "Llava config.json, model.safetensors and a tokenizer"
-        ) from error
-    return PicturePolicy(model, tokenizer, folder.name, look)
+    if not (shipped(str(name_or_path), patient) or Path(name_or_path)).is_dir():
+        raise AlignkitError(f"no policy that sees is shipped as or lies in {str(name_or_path)!r}. Give 'shapes', or a "
+                            "folder with a Llava config.json, model.safetensors and a tokenizer")  # fmt: skip
+    model, tokenizer, name = load_model(name_or_path, patient, kind=LlavaForConditionalGeneration, dtype=torch.float32)
+    return PicturePolicy(model, tokenizer, name, look)
 
 
 def with_images(data: Dataset, look: Look | None = None) -> Dataset:

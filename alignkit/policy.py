@@ -172,8 +172,8 @@ class Policy:
     # -- scoring -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Within it the model is read in this policy's precision, and without adapters if they are switched off."""
+    def reading(self, batch: Batch) -> Iterator[None]:
+        """Within it the model reads this batch, in this policy's precision, without adapters if they are off."""
         with ExitStack() as stack:
             if self.precision:
                 stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
@@ -186,7 +186,7 @@ class Policy:
         width = batch.completion.shape[1]
         if is_recurrent(self.model):
             return self._logits_without_padding(batch)
-        with self.reading():
+        with self.reading(batch):
             out = forward(
                 self.model,
                 input_ids=batch.ids,
@@ -201,7 +201,7 @@ class Policy:
         """For models with a state: rows begin at their first token, and all padding is behind them."""
         start = batch.attention.argmax(1, keepdim=True)
         place = torch.arange(batch.ids.shape[1], device=self.device) + start
-        with self.reading():
+        with self.reading(batch):
             out = forward(self.model, input_ids=batch.ids.gather(1, place % batch.ids.shape[1]), use_cache=False).logits
         width = batch.completion.shape[1]
         before = torch.arange(-width - 1, -1, device=self.device) + batch.ids.shape[1] - start
@@ -231,6 +231,8 @@ class Policy:
         return torch.cat(parts)[order.argsort()]
 
     def _token_logprobs(self, batch: Batch) -> Tensor:
+        if not len(batch):
+            return torch.zeros(batch.mask.shape, device=self.device)
         logits = self.logits(batch).float()
         logp = -F.cross_entropy(logits.flatten(0, 1), batch.completion.flatten(), reduction="none")
         return logp.view_as(batch.completion) * batch.mask
@@ -316,7 +318,7 @@ class Policy:
             return tails
         distinct, which = owner.unique(return_inverse=True)
         batch = self.pad([heads[i] for i in distinct], [[] for _ in distinct])
-        with self.reading():
+        with self.reading(batch):
             reading = Reading(self.model, batch.ids, batch.attention)
             reading.select(which.to(self.device))
             return continue_rows(reading, noise, temperature, torch.tensor(self.ends, device=self.device))

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
 from alignkit.tokens import LOGITS
 
@@ -54,18 +55,17 @@ def is_recurrent(model) -> bool:
 
 def select_rows(cache, rows: Tensor) -> None:
     """Keep these rows of a transformers cache, in this order, repeated where an index is."""
-    layers = getattr(cache, "layers", [cache])
-    if all(hasattr(layer, "batch_select_indices") for layer in layers):
+    if any(hasattr(layer, "conv_states") for layer in cache.layers):
+        cache.reorder_cache(rows)  # beam search's word: the only one that layers with a state know
+    else:
         cache.batch_select_indices(rows)
-    else:  # layers with a state know beam search's word for it only
-        cache.reorder_cache(rows)
 
 
 class Reading:
     """Rows that a model reads token by token: `logits` of what comes next, shape (rows, vocabulary).
 
-    `ids` and `attention`, shape (rows, P): left-padded, but without any padding for a recurrent model. Families that
-    hand out no cache read the whole row again at each token: slow, and right.
+    `ids` and `attention`, shape (rows, P): left-padded, but without any padding for a recurrent model. Families with
+    no cache, or one of their own kind, read the whole row again at each token: slow, and right.
     """
 
     def __init__(self, model, ids: Tensor, attention: Tensor):
@@ -78,7 +78,7 @@ class Reading:
         out = forward(self.model, input_ids=ids, position_ids=place, logits_to_keep=1, use_cache=True, **mask, **cache)
         self.logits, self.cache = out.logits[:, -1], None
         for name in ("past_key_values", "cache_params"):
-            if hasattr(out.get(name), "reorder_cache"):
+            if type(out.get(name)) is DynamicCache:
                 self.name, self.cache = name, out[name]
 
     def select(self, rows: Tensor) -> None:

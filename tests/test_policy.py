@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import socket
 
 import numpy as np
@@ -9,12 +10,21 @@ import pytest
 import torch
 from conftest import weights_of
 from scipy import stats
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from alignkit import loading, optimize, rewards
+from alignkit import loading, optimize, rewards, sampling
 from alignkit.errors import AlignkitError, ContextError
 from alignkit.lab.build import make_policy
-from alignkit.policy import Policy, load_policy, shuffled_batches
+from alignkit.policy import Policy, copy_model, draw, load_policy, shuffled_batches
 
 SHORT, LONG = "please explain iron ?", "i want to learn about the heart , where do i start ?"
 
@@ -164,6 +174,13 @@ def test_greedy_is_what_transformers_generates(patient):
         assert patient.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == completion
 
 
+def test_a_large_vocabulary_is_drawn_from_in_parts_with_the_same_result(monkeypatch):
+    logits, uniform = torch.randn(40, 300), torch.rand(40, dtype=torch.float64)
+    whole = draw(logits, uniform, 0.7)
+    monkeypatch.setattr(sampling, "LOGITS", 4 * 300 * 7)
+    assert torch.equal(draw(logits, uniform, 0.7), whole) and len(whole.unique()) > 10
+
+
 def test_seeds_reproduce_and_differ(patient):
     first = patient.sample([SHORT], 8, seed=5)
     assert first == patient.sample([SHORT], 8, seed=5) != patient.sample([SHORT], 8, seed=6)
@@ -189,6 +206,28 @@ def test_a_copy_is_independent(tiny):
         for p in other.model.parameters():
             p.add_(1)
     assert torch.equal(weights_of(tiny), before) and other.name == "other"
+
+
+def test_copies_of_adapters_share_the_frozen_base_and_nothing_else(patient):
+    peft = pytest.importorskip("peft")
+    base = copy_model(patient.model, share=patient.model.parameters())
+    adapted = Policy(peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2)), patient.tokenizer)
+    other = adapted.copy()
+    places = [{n: p.data_ptr() for n, p in policy.model.named_parameters()} for policy in (adapted, other)]
+    assert {n for n in places[0] if places[0][n] == places[1][n]} == {n for n in places[0] if "lora_" not in n}
+    with torch.no_grad():
+        for name, weight in other.model.named_parameters():
+            if "lora_" in name:
+                weight.add_(0.1)
+    batch = patient.encode([SHORT, LONG], ["salt .", "iron ."])
+    before = patient.token_logprobs(batch)
+    assert (other.token_logprobs(batch) - before).abs().max() > 0.01
+    for same in (adapted, other.without_adapters()):
+        torch.testing.assert_close(same.token_logprobs(batch), before)
+    assert other.sample([SHORT], 3) != other.without_adapters().sample([SHORT], 3) == patient.sample([SHORT], 3)
+    assert all(p.requires_grad for p in patient.model.parameters())
+    with pytest.raises(AlignkitError, match="has no adapters"):
+        patient.without_adapters()
 
 
 def test_save_and_load_is_a_round_trip_in_the_hubs_format(patient, tmp_path):
@@ -233,23 +272,63 @@ def only_pickle(folder, model):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
 
 
+def indexed(folder, model, name):
+    """The weights under another name, to which an index points."""
+    (folder / "model.safetensors").rename(folder / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def overwritten(folder, model):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-400] + b"\xff" * 400)
+
+
+def configured(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def classifier(folder, model):
+    LlamaForSequenceClassification(model.config).save_pretrained(folder)
+
+
+def encoder(folder, model):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=model.config.vocab_size, **size)).save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "why"),
     [
-        lambda folder, model: [f.unlink() for f in folder.glob("tokenizer*")],
-        lambda folder, model: (folder / "model.safetensors").unlink(),
-        lambda folder, model: (folder / "config.json").unlink(),
-        lambda folder, model: (folder / "config.json").write_text("{ not json"),
-        lambda folder, model: (folder / "model.safetensors").write_bytes(b"cut off"),
-        only_pickle,
+        (lambda folder, _: [f.unlink() for f in folder.glob("tokenizer*")], "no tokenizer"),
+        (lambda folder, _: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder, _: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder, _: (folder / "config.json").write_text("{ not json"), "config.json"),
+        (lambda folder, _: (folder / "model.safetensors").write_bytes(b"cut off"), "model.safetensors is damaged"),
+        (
+            lambda folder, _: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+            "model.safetensors is a Git LFS pointer",
+        ),
+        (only_pickle, "model.safetensors"),
+        (lambda folder, model: indexed(folder, model, "weights.bin"), "names 'weights.bin'; only safetensors"),
+        (lambda folder, model: indexed(folder, model, "../outside.safetensors"), "names '../outside.safetensors'"),
+        (overwritten, "holds NaN or infinities"),
+        (lambda folder, _: configured(folder, intermediate_size=48), "3 of its weights have other shapes"),
+        (lambda folder, _: configured(folder, num_hidden_layers=2), "9 of its weights have no values"),
+        (classifier, "holds a LlamaForSequenceClassification, which does not write text"),
+        (encoder, "holds a BertModel, which does not write text"),
     ],
-    ids=["no tokenizer", "no weights", "no config", "broken config", "broken weights", "pickle only"],
-)
-def test_a_folder_that_is_not_whole_is_refused_by_name(tiny, tmp_path, spoil):
+    ids=["no tokenizer", "no weights", "no config", "broken config", "broken weights", "pointer", "pickle only",
+         "index to a pickle", "index to elsewhere", "overwritten", "other shapes", "too few layers", "classifier",
+         "encoder"],
+)  # fmt: skip
+def test_a_folder_that_is_not_a_whole_policy_is_refused_in_one_line(tiny, tmp_path, spoil, why):
     folder = tiny.save(tmp_path / "mine")
     spoil(folder, tiny.model)
-    with pytest.raises(AlignkitError, match="could not load a policy from .*mine.*model.safetensors"):
+    with pytest.raises(AlignkitError, match=f"could not load a policy from .*mine.*{why}.*model.safetensors") as told:
         load_policy(folder)
+    assert "\n" not in str(told.value)
 
 
 def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path):
@@ -286,6 +365,12 @@ def test_a_prompt_without_room_for_the_completion_is_named(tiny):
 def test_sampling_nothing_is_an_error(tiny, options):
     with pytest.raises(AlignkitError, match="nothing to sample.*at least 1"):
         tiny.rollout(**{"prompts": [SHORT], **options})
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(tiny, temperature):
+    with pytest.raises(AlignkitError, match="temperature must be 0 .greedy. or above"):
+        tiny.sample([SHORT], temperature=temperature)
 
 
 def test_unequal_numbers_of_prompts_and_completions_are_an_error(tiny):
