@@ -340,10 +340,10 @@ def test_the_audit_counts_shared_pairs_only():
 
     checked = labels([0, 1, 2], ["first", "second", "first"])
     good, bad = labels([0, 1, 2, 9], ["first", "second", "first", "first"]), labels([0, 1], ["second", "first"])
-    said = rewards.audit({"good": good, "bad": bad, "elsewhere": labels([7], ["first"])}, checked)
+    said = rewards.source_reliability({"good": good, "bad": bad, "elsewhere": labels([7], ["first"])}, checked)
     assert said == {"good": 6 / 7, "bad": 3 / 6, "elsewhere": 3 / 4}
     with pytest.raises(DataError, match="task"):
-        rewards.audit({"good": checked}, checked.remove_columns("task"))
+        rewards.source_reliability({"good": checked}, checked.remove_columns("task"))
 
 
 def test_mixed_supervision_listens_to_the_reliable_source(world, patient, heldout):

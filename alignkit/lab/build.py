@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from alignkit import worlds
 from alignkit.errors import AlignkitError
 from alignkit.policy import MODELS, Policy, load_policy, positions
-from alignkit.rewards.reader import reader
+from alignkit.rewards.texts import reader
 from alignkit.worlds import authors
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]

@@ -12,8 +12,7 @@ from scipy.special import logsumexp, softmax
 from alignkit.errors import AlignkitError
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward
-from alignkit.rewards.reader import plain_prompts
-from alignkit.rewards.verdicts import before_sentence, read_faults, without_sentences
+from alignkit.rewards.texts import before_sentence, plain_prompts, read_faults, without_sentences
 
 
 def best_of_n(policy: Policy, prompts: list, reward: Reward | Callable, n: int, seed: int = 0, **options) -> list[str]:

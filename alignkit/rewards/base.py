@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,8 +38,8 @@ from alignkit.rewards.calling import (
     first_change,
     row_numbers,
     rows_of,
-    text_of,
 )
+from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
 from alignkit.worlds.base import World
 
@@ -114,12 +113,6 @@ def columns_of(data: Dataset | Sequence) -> tuple[list, dict[str, list]]:
 def repeated(columns: Mapping[str, list], n: int) -> dict[str, list]:
     """The columns for n completions a prompt, a prompt's rows together."""
     return {name: [value for value in values for _ in range(n)] for name, values in columns.items()}
-
-
-def sentence_ends(completion: str) -> list[int]:
-    """Where each sentence ends, in characters: after its full stop, or where the text was cut off."""
-    ends = [match.end() for match in re.finditer(r"[.?!](?=\s|$)", completion)]
-    return ends if completion[ends[-1] if ends else 0 :].strip() == "" else [*ends, len(completion)]
 
 
 class Reward:

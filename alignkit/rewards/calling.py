@@ -33,20 +33,6 @@ class CallError(RewardError):
         self.what, self.remedy, self.row = what, remedy, row
 
 
-def text_of(said: str | list, role: str) -> str:
-    """Plain text: `said` itself, or the content of the last message of that `role` (else of the last message).
-
-    Content in parts is the texts of its parts, put together. A message without content (a tool call) is "".
-    """
-    if isinstance(said, str):
-        return said
-    mine = [message for message in said if message["role"] == role] or list(said)
-    content = mine[-1].get("content") if mine else ""
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
-    return content or ""
-
-
 def rows_of(what: str, values: Iterable) -> list:
     """The values as a list; CallError for a string or a mapping, whose items are letters or names."""
     if isinstance(values, str | bytes | Mapping) or _is_of("pandas", "DataFrame", values) or not isinstance(

@@ -18,7 +18,7 @@ from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.losses import bradley_terry_loss
 from alignkit.rewards.model import RewardModel
-from alignkit.rewards.reader import plain_prompts, reader
+from alignkit.rewards.texts import plain_prompts, reader
 
 
 class PairReward(Reward):

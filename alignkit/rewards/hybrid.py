@@ -1,23 +1,26 @@
-"""Hybrid rewards: rules beside a learned part, rules that veto, one reward from labels of several kinds of source."""
+"""Hybrid rewards: rules beside a learned part, rules that veto, a reward bent, one reward from labels of several kinds
+of source."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, RewardError
 from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.base import Judgement, Reward, as_reward
 from alignkit.rewards.bradley_terry import BradleyTerry
-from alignkit.rewards.calling import text_of
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
+from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
+
+HOW = ("clip", "sigmoid", "log-sigmoid")
 
 
 class Hybrid(Reward):
@@ -110,6 +113,66 @@ class Veto(Reward):
                          parts={"reward": judgement})  # fmt: skip
 
 
+def bent(scores: np.ndarray, how: str, center: np.ndarray | float = 0.0, unit: float = 1.0) -> np.ndarray:
+    """Scores after a monotone map of z = (score - center) / unit; any shape.
+
+    "clip": z cut at -1 and 1; "sigmoid": 1 / (1 + exp(-z)), the chance to beat an answer at the level of `center`
+    (2502.18770); "log-sigmoid": its logarithm, flat above the center and a straight line far below it (2402.00742).
+    None of them changes which of two answers is better (clip: it may make them equal), so best-of-n doesn't notice
+    the smooth two; what a policy trades against KL does change.
+    """
+    if how not in HOW:
+        raise RewardError(f"shaping must be one of {', '.join(HOW)}, not {how!r}")
+    if not 0 < unit < float("inf"):
+        raise RewardError(f"shaping: unit must be above 0, not {unit}; take the reward's standard deviation")
+    z = (np.asarray(scores, dtype=float) - center) / unit
+    if how == "clip":
+        return np.clip(z, -1.0, 1.0)
+    with np.errstate(invalid="ignore"):  # rows without a score stay NaN
+        log_sigmoid = -np.logaddexp(0.0, -z)
+    return np.exp(log_sigmoid) if how == "sigmoid" else log_sigmoid
+
+
+class Shaped(Reward):
+    """`reward` after `bent`. `center`: one level for all prompts, or one for each, {prompt: level}."""
+
+    reads = "as given"
+
+    def __init__(
+        self, reward: Reward | Callable, how: str = "sigmoid", center: Mapping | float = 0.0, unit: float = 1.0
+    ):
+        bent(np.zeros(1), how, 0.0, unit)  # says what is wrong with them
+        self.reward, self.how, self.center, self.unit = as_reward(reward), how, center, unit
+        card, sources = self.reward.card, {"sigmoid": "2502.18770", "log-sigmoid": "2402.00742"}
+        self.card = RewardCard(name=f"{how} of {card.name}", construction_basis=card.construction_basis,
+                               format="scalar", expression=card.expression, granularity="response",
+                               source=sources.get(how, ""), notes=f"unit {unit:.3g}")  # fmt: skip
+
+    def made_of(self) -> Mapping[str, Reward]:
+        return {"reward": self.reward}
+
+    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+        level = self.center
+        if isinstance(level, Mapping):
+            for row, prompt in enumerate(prompts):
+                if prompt not in level:
+                    raise RewardError(f"{self.card.name!r}: row {row}: no level for prompt {str(prompt)[:60]!r}; give "
+                                      "one for every prompt (see `levels`), or one number for all")  # fmt: skip
+            level = np.array([level[prompt] for prompt in prompts], dtype=float)
+        judgement = self.reward(prompts, completions, **columns)
+        scores = bent(judgement.scores, self.how, level, self.unit)
+        return Judgement(scores, present=judgement.present, parts={"reward": judgement})
+
+
+def levels(prompts: list, scores: np.ndarray, share: float = 0.5) -> dict:
+    """{prompt: the score that this share of its answers stays below}; scores of shape (prompts, answers)."""
+    scores = np.atleast_2d(scores)
+    if len(scores) != len(prompts) or not 0 <= share <= 1:
+        raise RewardError(f"levels: needs one row of scores for each prompt and a share in [0, 1]; got {len(prompts)} "
+                          f"prompts, scores of shape {scores.shape}, share {share}")  # fmt: skip
+    return dict(zip(prompts, np.quantile(scores, share, axis=1).tolist(), strict=True))
+
+
 class MixedSupervision(BradleyTerry):
     """A Bradley-Terry model fit to the labels of several kinds of source: people, models, rules.
 
@@ -128,12 +191,13 @@ class MixedSupervision(BradleyTerry):
         seed: int = 0,
         **options,
     ) -> MixedSupervision:
-        """Fit to {source: labels with `task`}; options as in `BradleyTerry.fit`. `reliability`: see `audit`."""
+        """Fit to {source: labels with `task`}; `reliability` as from `source_reliability`, options as in
+        `BradleyTerry.fit`."""
         pairs = combine(labelings, reliability, seed)
         return super().fit(pairs, backbone, confidence="confidence", seed=seed, **options)
 
 
-def audit(labelings: Labelings, checked: Dataset, prior: tuple[float, float] = (3, 1)) -> dict[str, float]:
+def source_reliability(labelings: Labelings, checked: Dataset, prior: tuple[float, float] = (3, 1)) -> dict[str, float]:
     """Reliability of each source on the pairs it shares with `checked`, careful labels of a few.
 
     Posterior mean (hits + a) / (hits + misses + a + b) under a Beta(a, b) `prior`; the default believes that a source
@@ -141,7 +205,7 @@ def audit(labelings: Labelings, checked: Dataset, prior: tuple[float, float] = (
     both, is not taken to be a liar.
     """
     if "task" not in checked.column_names:
-        raise DataError("audit: `checked` needs a column 'task', the row of each pair in the pool")
+        raise DataError("source_reliability: `checked` needs a column 'task', the row of each pair in the pool")
     right = dict(zip(checked["task"], checked["position"], strict=True))
     shares = {}
     for name, data in labelings.items():

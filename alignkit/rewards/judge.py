@@ -18,9 +18,10 @@ from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
 from alignkit.rewards.model import RewardModel
-from alignkit.rewards.reader import plain_prompts, reader
-from alignkit.rewards.verdicts import FAULT, FINE, read_faults, sentences, write_faults
+from alignkit.rewards.texts import FAULT, plain_prompts, read_faults, reader, sentences, write_faults
 from alignkit.taxonomy import RewardCard
+
+FINE = "fine"  # the note on a sentence without a fault
 
 
 class WrittenReward(Reward):
@@ -104,13 +105,13 @@ class Judge(WrittenReward):
     The written words are turned into text: "sentence 2 is rude . grade 2 of 5 ."; these are the `critiques`. Notes are
     written greedily; the score is the expected grade under the probabilities of the grade's word. Nothing keeps the
     judge from writing other words. A verdict with such a word does not parse: it gets the middle grade and its text
-    ends in "?". `unparsed` is their share in the last call; above `max_unparsed` (of 20 completions or more) the call
-    is a RewardError. With `names` None the judge writes the grade alone.
+    holds a "?" (see `parses`). Is their share above `max_unparsed` (of 20 completions or more), the call is a
+    RewardError. With `names` None the judge writes the grade alone.
     """
 
     def __init__(self, policy: Policy, names: list[str] | None, grades: int = 5, max_unparsed: float = 0.2):
         self.policy, self.names, self.grades, self.max_unparsed = policy, names, grades, max_unparsed
-        self.history, self.unparsed = pd.DataFrame(), 0.0
+        self.history = pd.DataFrame()
         self.card = RewardCard(name="judge", construction_basis="data-driven", format="textual", expression="explicit",
                                granularity="response", source="2408.11791")  # fmt: skip
 
@@ -194,11 +195,11 @@ class Judge(WrittenReward):
         return f"{critique}grade {grade or '?'} of {self.grades} ."
 
     def _check_parsed(self, good: np.ndarray, verdicts: list[str]) -> None:
-        self.unparsed = float(np.mean(~good))
-        if self.unparsed > self.max_unparsed and len(good) >= 20:
+        unparsed = float(np.mean(~good))
+        if unparsed > self.max_unparsed and len(good) >= 20:
             example = verdicts[int(np.flatnonzero(~good)[0])]
             raise RewardError(
-                f"reward {self.card.name!r}: {self.unparsed:.0%} of {len(good)} verdicts do not parse, such as "
+                f"reward {self.card.name!r}: {unparsed:.0%} of {len(good)} verdicts do not parse, such as "
                 f"{example!r:.80}; train longer, or raise max_unparsed to give them the middle grade"
             )
 

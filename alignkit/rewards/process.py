@@ -15,9 +15,10 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Batch, Policy, load_policy
-from alignkit.rewards.base import Judgement, sentence_ends, unique_rows
+from alignkit.rewards.base import Judgement, unique_rows
 from alignkit.rewards.data import check_columns, check_texts
 from alignkit.rewards.model import RewardModel
+from alignkit.rewards.texts import sentence_ends
 
 UNITS = ("step", "segment", "response")
 AGGREGATES = ("product", "min", "last", "mean", "sum")

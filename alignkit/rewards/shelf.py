@@ -10,14 +10,12 @@ from alignkit.rewards.comparator import Comparator
 from alignkit.rewards.hybrid import Hybrid, MixedSupervision, Veto
 from alignkit.rewards.implicit import ImplicitReward
 from alignkit.rewards.judge import Judge, PairJudge
+from alignkit.rewards.objectives import Stages
 from alignkit.rewards.process import ProcessReward
 from alignkit.rewards.rankings import PlackettLuce
 from alignkit.rewards.ratings import Binary, Ordinal, Regression
-from alignkit.rewards.rubric import Rubric
-from alignkit.rewards.rules import Rule, RuleReward, contains
-from alignkit.rewards.stages import Stages
+from alignkit.rewards.rules import Rubric, Rule, RuleReward, Verifiable, contains
 from alignkit.rewards.vector import Gated, MultiAspect
-from alignkit.rewards.verifiable import Verifiable
 from alignkit.worlds.base import World
 
 
