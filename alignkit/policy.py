@@ -153,7 +153,8 @@ class Policy:
         for a, b in zip(range(n), range(n, 2 * n), strict=True):
             start = min(len(heads[a]), len(heads[b]))
             for i in (a, b):
-                heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
+                if len(heads[i]) > start:
+                    heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
         return self._checked(heads, tails, n)
 
     def _checked(self, heads: list[list[int]], tails: list[list[int]], n: int | None = None) -> Batch:

@@ -140,8 +140,8 @@ LONG = "salt " * 200
         (GOOD | {"rejected": [1, 2]}, DataError, "row 0: 'rejected' is int, not text"),
         (
             GOOD | {"chosen": [[{"role": "assistant", "content": "x"}]] * 2},
-            DataError,
-            "row 0: 'chosen' is list",
+            AlignkitError,
+            "row 0: the completion is messages, but the prompt is text",
         ),
         (GOOD | {"prompt": [PROMPTS[0], None]}, DataError, "row 1: 'prompt' is NoneType, not text"),
         (
@@ -174,8 +174,8 @@ def test_unusable_margins_are_named(tiny, margins, message):
 @pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
-        (GOOD, DataError, r"missing \['completion'\], 2 rows"),
-        ({"prompt": [], "completion": []}, DataError, r"missing \[\], 0 rows"),
+        (GOOD, DataError, r"missing \['completion'\]"),
+        ({"prompt": [], "completion": []}, DataError, "no demonstrations to fit: the data set is empty"),
         (
             {"prompt": PROMPTS, "completion": ["iron .", None]},
             DataError,

@@ -119,6 +119,69 @@ def test_saved_are_the_adapters_only(preferring, patient, pairs, tmp_path):
     assert (logprobs(read, pairs) - logprobs(patient, pairs)).abs().max() > 0.01
 
 
+def storages(policy):
+    """Where the frozen weights lie in memory."""
+    return {p.data_ptr() for p in policy.model.parameters() if not p.requires_grad}
+
+
+def test_one_base_is_held_for_the_policy_its_adapters_their_copies_and_what_they_become(adapted, preferring, patient):
+    base = {p.data_ptr() for p in patient.model.parameters()}
+    assert storages(adapted) == storages(adapted.copy()) == storages(preferring) == base
+    assert all(p.requires_grad for p in patient.model.parameters())  # it may still be trained itself
+    other = adapted.copy()
+    for policy in (adapted, preferring):
+        mine, others = ({p.data_ptr() for p in split(side)[0].values()} for side in (policy, other))
+        assert not mine & others
+
+
+def test_the_base_under_trained_adapters_is_still_the_reference(preferring, patient, pairs):
+    torch.testing.assert_close(logprobs(preferring.without_adapters(), pairs), logprobs(patient, pairs))
+
+
+def test_a_saved_adapter_is_trained_on(preferring, pairs, tmp_path):
+    read = load_policy(preferring.save(tmp_path / "adapters"))
+    few = {"epochs": 1, "learning_rate": 3e-3, "progress": False}
+    on, straight = (optimize.dpo(policy, pairs.select(range(64)), **few) for policy in (read, preferring))
+    for name, weight in split(on)[0].items():
+        torch.testing.assert_close(weight, split(straight)[0][name], atol=1e-5, rtol=1e-4)
+    assert any(not torch.equal(w, split(preferring)[0][name]) for name, w in split(on)[0].items())
+    assert all(torch.equal(w, split(preferring)[1][name]) for name, w in split(on)[1].items())
+    with pytest.raises(AlignkitError, match="has adapters already"):  # and not thrown away
+        optimize.with_lora(read)
+
+
+def test_merged_it_is_a_plain_policy_that_says_the_same(preferring, patient, pairs, tmp_path):
+    plain = optimize.merged(preferring)
+    assert not plain.has_adapters and all(p.requires_grad for p in plain.model.parameters())
+    torch.testing.assert_close(logprobs(plain, pairs), logprobs(preferring, pairs), atol=1e-5, rtol=1e-5)
+    assert preferring.has_adapters and torch.equal(weights_of(load_policy("assistant")), weights_of(patient))
+    read = load_policy(plain.save(tmp_path / "plain"))
+    torch.testing.assert_close(logprobs(read, pairs), logprobs(plain, pairs))
+    again = optimize.with_lora(plain)
+    torch.testing.assert_close(logprobs(again, pairs), logprobs(plain, pairs))
+    with pytest.raises(AlignkitError, match="no adapters"):
+        optimize.merged(plain)
+
+
+def test_a_soup_of_adapters_leaves_the_base_alone(adapted, preferring, patient, pairs):
+    half = optimize.soup([adapted, preferring])
+    assert storages(half) == storages(adapted)
+    assert torch.equal(weights_of(load_policy("assistant")), weights_of(patient))
+    for name, weight in split(half)[0].items():
+        torch.testing.assert_close(weight, (split(adapted)[0][name] + split(preferring)[0][name]) / 2)
+
+
+def test_frozen_weights_stay_frozen_without_adapters_too(patient, pairs):
+    part = patient.copy()
+    part.model.requires_grad_(False)
+    with pytest.raises(AlignkitError, match="all weights are frozen"):
+        optimize.dpo(part, pairs.select(range(8)), progress=False)
+    part.model.model.layers[1].requires_grad_(True)
+    treated = optimize.dpo(part, pairs.select(range(32)), learning_rate=1e-2, progress=False)
+    for name, weight in treated.model.named_parameters():
+        assert torch.equal(weight, part.model.get_parameter(name)) != ("layers.1." in name), name
+
+
 def test_a_checkpoint_goes_on_where_it_was(adapted, pairs, tmp_path, monkeypatch):
     few, options = pairs.select(range(64)), {"epochs": 2, "learning_rate": 3e-3, "progress": False}
     whole = optimize.dpo(adapted, few, **options)
@@ -134,6 +197,8 @@ def test_a_checkpoint_goes_on_where_it_was(adapted, pairs, tmp_path, monkeypatch
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
         optimize.dpo(adapted, few, checkpoint=path, **options)
+    trained = sum(p.numel() for p in split(adapted)[0].values())
+    assert path.stat().st_size < 4 * 3 * trained + 60_000  # they and Adam's two moments, and no base
     resumed = optimize.dpo(adapted, few, checkpoint=path, **options)
     assert len(resumed.history) == len(whole.history) == 4
     for name, weight in split(whole)[0].items():

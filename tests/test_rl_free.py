@@ -1,6 +1,9 @@
 """RL-free optimization: the losses against hand, closed form and finite differences; the methods; interruptions."""
 
 import math
+import sys
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ from torch.nn.functional import logsigmoid
 
 from alignkit import feedback, optimize, rewards
 from alignkit.errors import AlignkitError, DataError
-from alignkit.optimize import pair_losses
+from alignkit.lab.build import make_policy
+from alignkit.optimize import losses, preference
+from alignkit.optimize.training import language_watch
+from alignkit.training import default_rate, tensorboard, tokens_at_once
 from alignkit.worlds.bandit import BanditWorld, optimum
 
 QUIET = {"progress": False}
@@ -46,7 +52,7 @@ LOSSES = {
     "sppo": (lambda x: optimize.sppo_loss(x, torch.linspace(0, 1, N).double(), 3.0), FOUR[:1]),
     "kto": (lambda x: optimize.kto_loss(x, UP, 0.7, 0.4, (1.0, 2.0)), FOUR[:1]),
     "rrhf": (optimize.rrhf_loss, [RANKED]),
-    "pro": (lambda x: optimize.pro_loss(x, 1.5), [RANKED]),
+    "slic hf": (lambda *x: optimize.slic_hf_loss(*x, 2.0), FOUR[:2]),
 }
 
 
@@ -278,7 +284,7 @@ def test_orpo_keeps_its_digits_at_both_ends():
 def test_rankings_of_two_are_pairs():
     means = logs(6, 2, seed=3)
     better, worse = means.T
-    assert torch.allclose(optimize.pro_loss(means, 1.5), -logsigmoid(1.5 * (better - worse)))
+    assert torch.allclose(rewards.plackett_luce_loss(1.5 * means), -logsigmoid(1.5 * (better - worse)))
     assert torch.allclose(optimize.rrhf_loss(means), torch.relu(worse - better))
     in_order = means.sort(1, descending=True).values
     assert torch.all(optimize.rrhf_loss(in_order) == 0)  # nothing to correct: only the likelihood goes on
@@ -356,7 +362,122 @@ def test_each_method_raises_gold_and_leaves_the_patient_alone(name, world, patie
         assert treated.spent["completions_sampled"] > 0
 
 
-ON_PAIRS = ["robust_dpo", "ipo", "hinge", "slic_hf", "length_regularized_dpo", "simpo", "cpo", "orpo", "apo"]
+def test_the_methods_on_pairs_are_these():
+    assert set(optimize.PAIR_METHODS) == {
+        "dpo", "robust_dpo", "ipo", "hinge", "length_regularized_dpo", "apo_zero", "apo_down", "slic_hf", "simpo",
+        "cpo", "orpo",
+    }  # fmt: skip
+
+
+def test_a_new_loss_is_one_function_and_one_row(tiny, pairs, monkeypatch):
+    """With a setting, the reference, lengths, and a column of the user's own."""
+    monkeypatch.setattr(preference, "PAIR_METHODS", dict(optimize.PAIR_METHODS))
+
+    def careful_loss(chosen, rejected, ref_chosen, ref_rejected, chosen_length, surety, beta):
+        return -surety * logsigmoid(beta * optimize.margin_of(chosen, rejected, ref_chosen, ref_rejected))
+
+    careful = optimize.on_pairs(careful_loss, beta=0.1)
+
+    assert preference.PAIR_METHODS["careful"] is careful
+    few, settings = pairs.select(range(16)), {"batch_size": 8, **QUIET}
+    sure, half = ([c] * 16 for c in (1.0, 0.5))
+    as_dpo = careful(tiny, few.add_column("surety", sure), beta=0.3, **settings)
+    assert torch.equal(weights_of(as_dpo), weights_of(optimize.dpo(tiny, few, 0.3, **settings)))
+    less = careful(tiny, few.add_column("surety", half), **settings).history["loss"]
+    assert less[0] == pytest.approx(0.5 * math.log(2), abs=1e-4)
+    with pytest.raises(DataError, match="careful: its loss asks for 'surety'"):
+        careful(tiny, few, **settings)
+    with pytest.raises(DataError, match="row 15: 'surety'"):
+        careful(tiny, few.add_column("surety", [1.0] * 15 + [None]), **settings)
+
+
+def test_parts_of_a_minibatch_add_up_to_the_whole(tiny, pairs):
+    """Every kind of loss: those whose rows don't know of each other, and those that share tokens or a KL."""
+    few = pairs.select(range(24))
+    ranked = Dataset.from_dict({"prompt": few["prompt"][:], "ranked": [list(both) for both in
+                                zip(few["chosen"], few["rejected"], strict=True)]})  # fmt: skip
+    runs = {"sft": (optimize.sft, thumbs_of(few)), "dpo": (optimize.dpo, few), "cpo": (optimize.cpo, few),
+            "orpo": (optimize.orpo, few), "kto": (optimize.kto, thumbs_of(few)), "rrhf": (optimize.rrhf, ranked)}
+    for name, (method, data) in runs.items():
+        settings = {"batch_size": 12, "epochs": 1, **QUIET}
+        whole, parts = method(tiny, data, **settings), method(tiny, data, micro_batch_tokens=60, **settings)
+        for column in whole.history:
+            np.testing.assert_allclose(parts.history[column], whole.history[column], rtol=1e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(parts.history["loss"], whole.history["loss"], atol=1e-5, err_msg=name)
+
+
+def test_a_callback_sees_every_step_and_may_end_training(tiny, pairs):
+    seen = []
+
+    def watch(step, policy, row):
+        seen.append((step, policy.name, row["loss"]))
+        return step == 2
+
+    treated = optimize.dpo(tiny, pairs.select(range(64)), batch_size=8, callback=watch, **QUIET)
+    assert [step for step, *_ in seen] == [0, 1, 2] and treated.history["loss"].tolist() == [loss for *_, loss in seen]
+    assert treated.spent["updates"] == 3 and treated.spent["rows_read"] == 24
+
+
+def test_a_policy_that_loses_its_language_is_not_trained_on(patient, pairs):
+    watch = language_watch(patient, pairs["prompt"][:16])
+    with pytest.warns(UserWarning, match="has lost its language: a token of its prompts costs"):
+        ruined = optimize.sft(patient, thumbs_of(pairs), learning_rate=0.3, callback=watch, **QUIET)
+    assert len(ruined.history) == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(optimize.sft(patient, thumbs_of(pairs), callback=watch, **QUIET).history) == 20
+
+
+def test_learning_rates_follow_what_is_trained(tiny):
+    assert [default_rate(tiny.model, kind) for kind in ("sft", "preference", "reward")] == [1e-3, 3e-4, 1e-3]
+    large = torch.nn.Sequential(torch.nn.Linear(5000, 3000, device="meta"), torch.nn.Linear(10, 10, device="meta"))
+    assert [default_rate(large, kind) for kind in ("sft", "preference", "reward")] == [2e-5, 1e-6, 1e-5]
+    large[0].requires_grad_(False)
+    assert default_rate(large, "preference") == pytest.approx(1e-5)
+    assert tokens_at_once(tiny.model) > 100_000  # small models are read whole
+
+
+def test_a_log_for_tensorboard(tiny, pairs, monkeypatch, tmp_path):
+    written, module = [], types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda folder: types.SimpleNamespace(
+        add_scalar=lambda name, value, step: written.append((name, value, step)), flush=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    treated = optimize.dpo(tiny, pairs.select(range(8)), batch_size=4, callback=tensorboard(tmp_path), **QUIET)
+    assert [(n, s) for n, _, s in written if n == "loss"] == [("loss", step) for step in range(len(treated.history))]
+
+
+def test_messages_and_prompts_that_both_sides_begin_with(pairs):
+    """TRL's conversational columns in every method, and its implicit prompts."""
+    policy = make_policy([*"abcdefg", "<user>", "<assistant>", "<end>"], seed=3, hidden=16, layers=1)
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    ask, say = ([{"role": role, "content": text} for text in "abcd"] for role in ("user", "assistant"))
+    rows = {"prompt": [[m] for m in ask], "chosen": [[m] for m in say], "rejected": [[m] for m in say[::-1]]}
+    named = Dataset.from_dict({**rows, "source": list("wxyz")})
+    implicit = Dataset.from_dict({side: [p + s for p, s in zip(rows["prompt"], rows[side], strict=True)]
+                                  for side in ("chosen", "rejected")})  # fmt: skip
+    once = {"batch_size": 4, "epochs": 1, "learning_rate": 1e-3, **QUIET}
+    for method in optimize.PAIR_METHODS.values():
+        first, second = (method(policy, data, **once) for data in (named, implicit))
+        assert torch.isfinite(weights_of(first)).all() and torch.equal(weights_of(first), weights_of(second))
+    singles = Dataset.from_dict({"prompt": rows["prompt"], "completion": rows["chosen"], "label": [True, False] * 2})
+    ranked = Dataset.from_dict({"prompt": rows["prompt"], "ranked": [list(both) for both in
+                                zip(rows["chosen"], rows["rejected"], strict=True)]})  # fmt: skip
+    for method, data in ((optimize.sft, singles), (optimize.kto, singles), (optimize.rrhf, ranked)):
+        assert len(method(policy, data, **once).history) == 1
+
+
+@pytest.mark.parametrize("wrong", [[{"prompt": "a", "chosen": "b", "rejected": "c"}], "tea", {"prompt": ["a"]}])
+def test_what_is_no_data_set_is_named(tiny, wrong):
+    for method in (optimize.dpo, optimize.sft, optimize.kto, optimize.rrhf):
+        with pytest.raises(DataError, match=f"must be a datasets.Dataset, not {type(wrong).__name__}"):
+            method(tiny, wrong, **QUIET)
+
+
+ON_PAIRS = [name for name in optimize.PAIR_METHODS if name != "dpo"]
 
 
 @pytest.mark.parametrize("name", ON_PAIRS)
@@ -470,7 +591,7 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
     thumbs = thumbs_of(few)
     for method, data in ((optimize.dpo, few), (optimize.ipo, few), (optimize.hinge, few), (optimize.cpo, few),
                          (optimize.kto, thumbs)):  # fmt: skip
-        with pytest.raises(AlignkitError, match="beta must be > 0, not 0"):
+        with pytest.raises(AlignkitError, match="beta must be a finite number above 0, not 0"):
             method(tiny, data, beta=0, **QUIET)
     for method, data in ((optimize.dpo, few), (optimize.kto, thumbs)):
         with pytest.raises(AlignkitError, match="different vocabularies"):
@@ -502,7 +623,7 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
 def test_bad_rows_are_named(tiny, pairs):
     few = pairs.select(range(4))
     numbers = thumbs_of(few).remove_columns("label").add_column("label", [1, 0] * 4)
-    with pytest.raises(DataError, match="row 0: 'label' is 1, not true or false"):
+    with pytest.raises(DataError, match="row 0: 'label' is 1; it must be true or false"):
         optimize.kto(tiny, numbers, **QUIET)
     with pytest.raises(DataError, match="missing \\['label'\\]"):
         optimize.kto(tiny, thumbs_of(few).remove_columns("label"), **QUIET)
@@ -531,6 +652,7 @@ def test_log_probabilities_that_are_not_finite_are_reported(tiny, pairs):
 
 
 def test_every_loss_of_the_module_is_proved_here():
-    public = {name for name in dir(pair_losses) if name.endswith("_loss")}
+    elsewhere = {"policy_loss", "modpo_loss", "mdpo_loss", "conditional_loss", "anchor_loss"}  # in tests of their own
+    public = {name for name in dir(losses) if name.endswith("_loss")} - elsewhere
     assert public == {f"{name.replace('r-dpo', 'length_regularized_dpo').replace(' ', '_')}_loss" for name in LOSSES
                       if name != "cdpo"}  # fmt: skip

@@ -14,7 +14,7 @@ from conftest import weights_of
 from datasets import Dataset
 
 from alignkit import optimize, rewards
-from alignkit.optimize import advantages, binary, losses, pair_losses
+from alignkit.optimize import advantages, losses, preference
 from alignkit.optimize.methods import METHODS
 from alignkit.optimize.rl import policy_gradient
 from alignkit.optimize.training import summed_logprobs
@@ -117,22 +117,22 @@ def dpo_trainer(policy, patient, few, settings):
     )
 
 
-def on_means(chosen, rejected):
-    parts = chosen.mean, rejected.mean, chosen.ref / chosen.length, rejected.ref / rejected.length
-    return pair_losses.ipo_loss(*parts, BETA)
+def on_means(chosen_mean, rejected_mean, ref_chosen, ref_rejected, chosen_length, rejected_length):
+    refs = ref_chosen / chosen_length, ref_rejected / rejected_length
+    return losses.ipo_loss(chosen_mean, rejected_mean, *refs, BETA)
 
 
-def hard_sppo(chosen, rejected):
-    sides = (chosen.log_ratio, torch.ones(())), (rejected.log_ratio, torch.zeros(()))
-    return sum(pair_losses.sppo_loss(log_ratio, win, 1 / BETA) for log_ratio, win in sides)
+def hard_sppo(chosen, rejected, ref_chosen, ref_rejected):
+    sides = (chosen - ref_chosen, torch.ones(())), (rejected - ref_rejected, torch.zeros(()))
+    return sum(losses.sppo_loss(log_ratio, win, 1 / BETA) for log_ratio, win in sides)
 
 
 DPO_KIN = {
     "sigmoid": lambda *a, **o: optimize.dpo(*a, beta=BETA, **o),
     "robust": lambda *a, **o: optimize.robust_dpo(*a, beta=BETA, flip=0.2, **o),
     "hinge": lambda *a, **o: optimize.hinge(*a, beta=BETA, **o),
-    "apo_zero": lambda *a, **o: optimize.apo(*a, beta=BETA, kind="zero", **o),
-    "apo_down": lambda *a, **o: optimize.apo(*a, beta=BETA, kind="down", **o),
+    "apo_zero": lambda *a, **o: optimize.apo_zero(*a, beta=BETA, **o),
+    "apo_down": lambda *a, **o: optimize.apo_down(*a, beta=BETA, **o),
     "ipo": lambda *a, **o: optimize.from_pairs(*a, on_means, "ipo on means", **o),
     "sppo_hard": lambda *a, **o: optimize.from_pairs(*a, hard_sppo, "sppo", **o),
 }
@@ -191,7 +191,7 @@ def cpo_trainer(policy, few, settings):
 
 def test_cpo(cpo_trainer, policy, few, monkeypatch):
     ask(cpo_trainer, monkeypatch, loss_type="sigmoid", cpo_alpha=0.7)
-    treated = optimize.cpo(policy, few, beta=BETA, weight=0.7, batch_size=len(few), **ONE_STEP)
+    treated = optimize.cpo(policy, few, beta=BETA, nll=0.7, batch_size=len(few), **ONE_STEP)
     same(of_ours(treated), of_trl(cpo_trainer, batch_of(cpo_trainer)))
 
 
@@ -234,14 +234,14 @@ def test_pair_losses_far_from_the_reference(far):
     generator = torch.Generator().manual_seed(0)
     chosen, rejected = (torch.randn(64, generator=generator).sub(2).mul(1 + far) for _ in range(2))
     for ours, theirs in [
-        (lambda c, r: pair_losses.cpo_loss(c, r, BETA), pure(cpo.CPOTrainer, "cpo_loss", loss_type="sigmoid")),
-        (lambda c, r: pair_losses.simpo_loss(c, r, BETA, 0.5), pure(cpo.CPOTrainer, "cpo_loss", loss_type="simpo")),
+        (lambda c, r: losses.cpo_loss(c, r, BETA), pure(cpo.CPOTrainer, "cpo_loss", loss_type="sigmoid")),
+        (lambda c, r: losses.simpo_loss(c, r, BETA, 0.5), pure(cpo.CPOTrainer, "cpo_loss", loss_type="simpo")),
         (
-            lambda c, r: pair_losses.hinge_loss(c, r, torch.zeros_like(c), torch.zeros_like(r), BETA),
+            lambda c, r: losses.hinge_loss(c, r, torch.zeros_like(c), torch.zeros_like(r), BETA),
             pure(cpo.CPOTrainer, "cpo_loss", loss_type="hinge"),
         ),
         (
-            lambda c, r: -pair_losses.orpo_loss(-c.abs() - 0.01, -r.abs() - 0.01),
+            lambda c, r: -losses.orpo_loss(-c.abs() - 0.01, -r.abs() - 0.01),
             lambda c, r: pure(orpo.ORPOTrainer, "odds_ratio_loss", beta=1.0)(-c.abs() - 0.01, -r.abs() - 0.01),
         ),
     ]:
@@ -278,7 +278,7 @@ def test_kto(swapped, weights, policy, patient, few, settings, monkeypatch):
         learner.copy().model, ref_model=reference.copy().model, args=config, train_dataset=in_trl_format(rows),
         processing_class=policy.tokenizer,
     )  # fmt: skip
-    monkeypatch.setattr(binary, "_mismatched", lambda prompts, seed: np.roll(np.arange(len(prompts)), 1))
+    monkeypatch.setattr(preference, "mismatched", lambda prompts, seed: np.roll(np.arange(len(prompts)), 1))
     treated = optimize.kto(learner, rows, BETA, weights, reference=reference, batch_size=len(rows), **ONE_STEP)
     same(of_ours(treated), of_trl(trainer, batch_of(trainer)))
     assert trainer._metrics["eval"]["kl"] == pytest.approx([treated.history["kl"][0]], rel=1e-4, abs=1e-5)

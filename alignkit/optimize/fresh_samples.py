@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
-from alignkit.optimize.pair_losses import dpo_loss
+from alignkit.optimize.losses import dpo_loss
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Batch, Policy, check_same_vocabulary
 from alignkit.rewards.base import Reward, as_reward

@@ -7,32 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import check_positive
+from alignkit.optimize.losses import modpo_loss
 from alignkit.optimize.methods import METHODS
+from alignkit.optimize.preference import from_pairs
 from alignkit.optimize.rl import policy_gradient
-from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward
-from alignkit.rewards.data import check_pairs, encode_pairs, pair_lengths
+from alignkit.rewards.data import check_pairs
 from alignkit.rewards.objectives import Decoupled, Parts
-
-
-def modpo_loss(
-    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float, weight: float, gap: Tensor
-) -> Tensor:
-    """-log sigmoid((beta m - gap) / w), m = (chosen - ref_chosen) - (rejected - ref_rejected) (MODPO 2310.03708).
-
-    w: `weight` of the objective that the labels speak about; `gap`: sum over the other objectives of weight times
-    (reward of the chosen side - reward of the rejected side). Its optimum has beta log pi / ref = w r + others, up to
-    a constant a prompt. At w = 1 and gap 0 this is DPO. Log-probabilities summed over tokens; shape (N,) in and out.
-    """
-    if not 0 < weight < float("inf"):
-        raise AlignkitError(f"modpo_loss: weight is the labels' own and must be above 0, not {weight}")
-    return -F.logsigmoid((beta * ((chosen - ref_chosen) - (rejected - ref_rejected)) - gap) / weight)
 
 
 def modpo(
@@ -41,34 +27,18 @@ def modpo(
     others: Sequence[tuple[float, Reward | Callable]],
     weight: float,
     beta: float = 0.2,
-    epochs: float = 2,
-    batch_size: int = 32,
-    learning_rate: float | None = None,
     **options,
 ) -> Policy:
     """DPO on pairs that speak of one objective, steered by rewards for the others (2310.03708); returns a new policy.
 
     `weight`: of the labels' objective; `others`: [(weight, reward), ...], rewards in the labels' units (log-odds: those
-    of a Bradley-Terry model, or the implicit reward of a policy from DPO, as in the authors' code). The reference is
-    `policy`. The history holds loss, accuracy and margin (times beta). Further options: see `training.train`.
+    of a Bradley-Terry model, or the implicit reward of a policy from DPO, as in the authors' code). Options: see
+    `from_pairs`.
     """
-    if not 0 < beta < float("inf"):
-        raise AlignkitError(f"modpo: beta must be > 0, not {beta}")
-    check_pairs(pairs)
-    gap = _gap(pairs, others).to(policy.device)
-    treated = policy.copy(f"{policy.name} + modpo")
-    both = encode_pairs(treated, pairs)
-    ref = summed_logprobs(policy, both)
-
-    def loss_of(index: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
-        rows = torch.cat([index, index + len(pairs)])
-        logp = treated.token_logprobs(both.rows(rows)).sum(1)
-        (chosen, rejected), (ref_chosen, ref_rejected) = logp.chunk(2), ref[rows].chunk(2)
-        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
-        loss = modpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, weight, gap[index])
-        return loss.sum() / len(minibatch), {"accuracy": margin > 0, "margin": beta * margin}
-
-    return train(treated, loss_of, pair_lengths(both), epochs, batch_size, learning_rate, **options)
+    check_positive("modpo", beta=beta, weight=weight)
+    pairs = check_pairs(pairs)
+    extra, settings = {"gap": _gap(pairs, others)}, {"beta": beta, "weight": weight}
+    return from_pairs(policy, pairs, modpo_loss, "modpo", extra=extra, settings=settings, **options)
 
 
 def _gap(pairs: Dataset, others: Sequence[tuple[float, Reward | Callable]]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.fresh_samples import Labeler, win_probability
-from alignkit.optimize.pair_losses import sppo_loss
+from alignkit.optimize.losses import sppo_loss
 from alignkit.optimize.preference import dpo, hinge, sft
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.policy import Batch, Policy
-from alignkit.training import LossOf, default_rate, fit, in_parts, tokens_at_once
+from alignkit.policy import Policy
+from alignkit.tokens import Batch
+from alignkit.training import SMALL, LossOf, default_rate, fit
+
+Callback = Callable[[int, Policy, dict], object]
 
 
 def train(
@@ -18,27 +24,65 @@ def train(
     batch_size: int = 32,
     learning_rate: float | None = None,
     kind: str = "preference",
+    prompts: Sequence | None = None,
+    callback: Callback | None = None,
     **options,
 ) -> Policy:
     """`alignkit.training.fit` with a linear decay of the learning rate; changes and returns `treated`, whose dropout
     stays off (as in TRL's DPO), so that policy and reference agree before the first update.
 
-    `learning_rate` None: `default_rate` of this `kind`. Options: seed, progress, micro_batch_tokens, callback,
-    checkpoint.
+    `learning_rate` None: `default_rate` of this `kind`. Training of a real model (of `SMALL` weights or more) is
+    watched by `language_watch` on its `prompts`. Options: seed, progress, callback, micro_batch_tokens, checkpoint.
     """
     rate = default_rate(treated.model, kind) if learning_rate is None else learning_rate
+    callbacks = [callback] if callback else []
+    if prompts is not None and sum(p.numel() for p in treated.model.parameters()) >= SMALL:
+        callbacks.append(language_watch(treated, prompts))
+
+    def after_step(step: int, policy: Policy, row: dict) -> bool:
+        return any([each(step, policy, row) is True for each in callbacks])
+
     return fit(treated, loss_of, lengths, name=treated.name, epochs=epochs, batch_size=batch_size, learning_rate=rate,
-               **options)  # fmt: skip
+               callback=after_step if callbacks else None, **options)  # fmt: skip
+
+
+def language_watch(policy: Policy, prompts: Sequence, limit: float = 2.0, every: int = 10) -> Callback:
+    """A callback that ends training, with a warning, where the policy has lost its language.
+
+    That is: the mean token of some `prompts`, which are text of the same kind but nothing that is trained on, costs
+    `limit` nats more than before training. It is looked at after every `every`th step.
+    """
+    ids = [policy.prompt_ids(prompt) for prompt in prompts[:16]]
+    batch = policy.pad([row[:1] for row in ids], [row[1:] for row in ids])
+
+    @torch.no_grad()
+    def cost(now: Policy) -> float:
+        return -(now.token_logprobs(batch).sum() / batch.mask.sum().clamp(min=1)).item()
+
+    before = cost(policy)
+
+    def watch(step: int, now: Policy, row: dict) -> bool:
+        if (step + 1) % every:
+            return False
+        nats = cost(now)
+        if nats < before + limit:
+            return False
+        warnings.warn(
+            f"{now.name}: training ended after step {step}, since the policy has lost its language: a token of its "
+            f"prompts costs {nats:.1f} nats, and cost {before:.1f} before; lower learning_rate, or raise beta",
+            stacklevel=2,
+        )
+        return True
+
+    return watch
 
 
 @torch.no_grad()
 def summed_logprobs(policy: Policy, batch: Batch, batch_size: int = 512) -> Tensor:
     """log pi(completion | prompt) for each row, shape (N,); in parts of at most `batch_size` rows."""
     out = torch.empty(len(batch), device=policy.device)
-    lengths, tokens = batch.attention.sum(1), tokens_at_once(policy.model, learning=False)
-    for rows in lengths.argsort().split(batch_size):  # by length: little padding in each part
-        for part in in_parts(rows, lengths, tokens):
-            out[part] = policy.token_logprobs(batch.rows(part)).sum(1)
+    for part in batch.attention.sum(1).argsort().split(batch_size):  # by length: little padding in each part
+        out[part] = policy.token_logprobs(batch.rows(part)).sum(1)
     bad = (~out.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise AlignkitError(

@@ -1,4 +1,8 @@
-"""What a data set must look like before anything is fit to it, and its rows as tokens."""
+"""What a data set must look like before anything is fit to it, and its rows as tokens.
+
+TRL's formats are taken as they are: sides and completions may be text or messages, and pairs may lack a column
+`prompt`, which is then what both sides begin with.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,23 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
-from alignkit.errors import ContextError, DataError
-from alignkit.policy import Batch, Policy
+from alignkit.errors import DataError
+from alignkit.policy import Policy
+from alignkit.tokens import Batch
+
+HOW_TO = {
+    "DataFrame": "Dataset.from_pandas(...) makes one of it",
+    "list": "Dataset.from_list(...) makes one of a list of rows",
+    "dict": "Dataset.from_dict(...) makes one of a dict of columns",
+    "DatasetDict": "name one of its splits, as in data['train']",
+}
 
 
 def check_columns(data: Dataset, needed: Sequence[str], what: str) -> None:
-    """DataError if a column is missing, or there are no rows. `what`: for the message ("pairs", "ratings")."""
+    """DataError if this is no data set, lacks a column or has no rows. `what`: for the message ("pairs")."""
+    if not isinstance(data, Dataset):
+        kind = type(data).__name__
+        raise DataError(f"{what} must be a datasets.Dataset, not {kind}; {HOW_TO.get(kind, 'see datasets.Dataset')}")
     missing = [name for name in needed if name not in data.column_names]
     if missing:
         raise DataError(f"{what} need the columns {list(needed)}; missing {missing}, found {data.column_names}")
@@ -21,13 +36,17 @@ def check_columns(data: Dataset, needed: Sequence[str], what: str) -> None:
         raise DataError(f"there are no {what} to fit: the data set is empty")
 
 
+def is_messages(said) -> bool:
+    """Whether this is a list of messages, each a dict with a role."""
+    return isinstance(said, list) and all(isinstance(message, dict) and "role" in message for message in said)
+
+
 def check_texts(data: Dataset, *sides: str) -> None:
-    """DataError naming the row if a prompt is neither text nor messages, or one of the sides is not text."""
+    """DataError naming the row if its prompt (where there is one) or one of the sides is neither text nor messages."""
     for column in ("prompt", *sides):
-        allowed = (str, list) if column == "prompt" else str
-        for row, text in enumerate(data[column]):
-            if not isinstance(text, allowed):
-                raise DataError(f"row {row}: {column!r} is {type(text).__name__}, not text; drop or mend that row")
+        for row, said in enumerate(data[column] if column in data.column_names else []):
+            if not isinstance(said, str) and not is_messages(said):
+                raise DataError(f"row {row}: {column!r} is {type(said).__name__}, not text; drop or mend that row")
 
 
 def check_numbers(data: Dataset, column: str, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
@@ -36,31 +55,83 @@ def check_numbers(data: Dataset, column: str, low: float = -np.inf, high: float 
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise DataError(f"row {row}: {column!r} is {value!r}, not a finite number; drop or mend that row")
         if not low <= value <= high:
-            raise DataError(
-                f"row {row}: {column!r} is {value!r}, off the scale from {low:g} to {high:g}; "
-                "drop or mend that row, or name the right scale"
-            )
+            raise DataError(f"row {row}: {column!r} is {value!r}, off the scale from {low:g} to {high:g}; drop or mend "
+                            "that row, or name the right scale")  # fmt: skip
     return np.array(data[column][:], dtype=np.float64)
 
 
-def check_pairs(pairs: Dataset, *numbers: str | None) -> None:
-    """DataError naming the column or row if these are not usable pairs; `numbers`: further columns that are needed."""
+def check_pairs(pairs: Dataset, *numbers: str | None) -> Dataset:
+    """The pairs, all columns kept, with a column `prompt` if they had none: what both sides begin with, as in TRL.
+
+    DataError naming the column or row if these are not usable pairs; `numbers`: further columns that are needed.
+    """
     numbers = [name for name in numbers if name]
-    check_columns(pairs, ["prompt", "chosen", "rejected", *numbers], "pairs")
+    check_columns(pairs, ["chosen", "rejected", *numbers], "pairs")
+    if "prompt" not in pairs.column_names:
+        pairs = _with_prompts(pairs)
     check_texts(pairs, "chosen", "rejected")
     for name in numbers:
         check_numbers(pairs, name)
+    return pairs
 
 
-def encode_pairs(codec: Policy, pairs: Dataset) -> Batch:
+def _with_prompts(pairs: Dataset) -> Dataset:
+    """What both sides of each pair begin with as the prompt, and the sides without it (TRL's `extract_prompt`)."""
+    check_texts(pairs, "chosen", "rejected")
+    columns: dict[str, list] = {"prompt": [], "chosen": [], "rejected": []}
+    for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True):
+        shorter = min(len(chosen), len(rejected))
+        n = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter - 1)
+        n -= isinstance(chosen, str) and chosen[max(n - 1, 0) : n] == " "
+        for name, said in zip(columns, (chosen[:n], chosen[n:], rejected[n:]), strict=True):
+            columns[name].append(said)
+    rest = {name: pairs[name][:] for name in pairs.column_names if name not in columns}
+    return Dataset.from_dict({**columns, **rest})
+
+
+def check_labels(labels: Dataset, what: str = "labels") -> None:
+    """DataError naming the row if these are not TRL's unpaired labels, `prompt/completion/label`, true or false."""
+    check_columns(labels, ["prompt", "completion", "label"], what)
+    check_texts(labels, "completion")
+    for row, label in enumerate(labels["label"]):
+        if not isinstance(label, bool):
+            raise DataError(f"row {row}: 'label' is {label!r}; it must be true or false")
+
+
+def check_rankings(rankings: Dataset) -> None:
+    """DataError naming the row if these are no rankings: `prompt/ranked`, two completions a row or more, best first."""
+    check_columns(rankings, ["prompt", "ranked"], "rankings")
+    check_texts(rankings)
+    for row, ranked in enumerate(rankings["ranked"]):
+        texts = isinstance(ranked, list) and all(isinstance(said, str) or is_messages(said) for said in ranked)
+        if not texts or len(ranked) < 2:
+            raise DataError(f"row {row}: 'ranked' must list at least two texts, best first; it is {ranked!r:.80}")
+
+
+def check_steps(steps: Dataset) -> list[list[float]]:
+    """The labels of TRL's stepwise format, `prompt/completions/labels`, as numbers: true, false or in [0, 1].
+
+    DataError naming the row if steps and labels do not match or are not what they should.
+    """
+    check_columns(steps, ["prompt", "completions", "labels"], "steps")
+    check_texts(steps)
+    for row, (texts, labels) in enumerate(zip(steps["completions"], steps["labels"], strict=True)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"row {row}: 'completions' must be a list of steps, each a text that is not empty")
+        if not texts:
+            raise DataError(f"row {row}: there is no step; drop that row")
+        if not isinstance(labels, list) or len(labels) != len(texts):
+            n = len(labels) if isinstance(labels, list) else 1
+            raise DataError(f"row {row}: {len(texts)} steps but {n} labels; give one label for each step")
+        for label in labels:
+            if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+                raise DataError(f"row {row}: label {label!r}; a label is true, false or a number from 0 to 1")
+    return [[float(label) for label in labels] for labels in steps["labels"]]
+
+
+def encode_pairs(policy: Policy, pairs: Dataset) -> Batch:
     """The chosen sides, then the rejected sides, as one token batch of 2N rows."""
-    prompts, chosen, rejected = pairs["prompt"][:], pairs["chosen"][:], pairs["rejected"][:]
-    try:
-        return codec.encode(prompts * 2, chosen + rejected)
-    except ContextError:
-        codec.encode(prompts, chosen)  # raises again, naming the row of the data set
-        codec.encode(prompts, rejected)
-        raise
+    return policy.encode_pairs(pairs["prompt"][:], pairs["chosen"][:], pairs["rejected"][:])
 
 
 def pair_lengths(both: Batch) -> Tensor:
