@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import re
+import stat
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from alignkit import checkup, rewards, worlds
 from alignkit.checkup import examination, serving
@@ -328,9 +331,65 @@ def takes_memory(prompts, completions):
     time.sleep(600)
 
 
-def leaves_a_child(prompts, completions):
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
-    time.sleep(600)
+TIMES = []  # of the process that asks
+
+
+def few_times():
+    TIMES.append(1)
+    return len(TIMES) <= 3
+
+
+def as_a_daemon(work):
+    """Run `work` in a process that nobody is the parent of any more."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            work()
+        os._exit(0)
+    os.wait()
+
+
+def leaves_a_daemon(prompts, completions):
+    def sleep():
+        with open(os.environ["LEFT_BEHIND"], "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(600)
+
+    if few_times():
+        as_a_daemon(sleep)
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+    return BASE(prompts, completions)
+
+
+def to_the_audit(message):
+    """Write into whatever connection to elsewhere is open."""
+    for number in range(3, 256):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, message)
+        except OSError:
+            pass
+
+
+def writes(message, then=lambda: None):
+    def reward(prompts, completions):
+        to_the_audit(message)
+        then()
+        return BASE(prompts, completions)
+
+    return reward
+
+
+def forks(prompts, completions):
+    if few_times():
+        os.fork()
+    return BASE(prompts, completions)
+
+
+def changes_its_inputs(prompts, completions):
+    scores = BASE(prompts, completions)
+    completions[:] = [text.upper() for text in completions]
+    return scores
 
 
 def test_raising_everywhere_ends_the_audit_with_a_finding(examine):
@@ -355,10 +414,8 @@ def test_raising_on_empty_spoils_only_the_empty(examine):
 
 
 def test_hanging_everywhere(examine):
-    started = time.perf_counter()
     audit = examine(always_hangs, time_limit=2)
     assert ids(audit, "serious") == {"robustness.hangs"}
-    assert time.perf_counter() - started < 6
 
 
 def test_hanging_and_dying_on_empty_keep_the_other_checks(examine):
@@ -377,10 +434,8 @@ def test_wrong_number_of_scores(examine):
 
 
 def test_slow_rewards_are_tried_on_less_and_told(examine):
-    started = time.perf_counter()
     audit = examine(slow, time_limit=3, budget=0.001)
     assert "speed.slow" in ids(audit)
-    assert time.perf_counter() - started < 6
     assert audit.measured("answers")["planned_share"] < 0.5
     assert audit.measured("speed")["seconds_per_completion"] > 0.003
 
@@ -390,13 +445,48 @@ def test_memory_is_watched(examine):
     assert ids(audit, "serious") == {"robustness.memory"}
 
 
-def test_nothing_is_left_behind(examine):
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    sleepers = {p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600"]}
-    examine(leaves_a_child, time_limit=3)
+def test_nothing_is_left_behind(examine, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEFT_BEHIND", str(tmp_path / "left"))
+    before = set(psutil.Process().children(recursive=True))
+    examine(leaves_a_daemon)
     examine(dies_on_empty, time_limit=6)
-    assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
-    assert {p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600"]} <= sleepers
+    assert set(psutil.Process().children(recursive=True)) <= before
+    if sys.platform == "linux":  # elsewhere nobody adopts a daemon
+        left = [int(line) for line in (tmp_path / "left").read_text().split()]
+        assert left and not any(psutil.pid_exists(number) for number in left)
+
+
+@pytest.mark.parametrize(
+    ("message", "then"),
+    [
+        (b"garbage", lambda: time.sleep(600)),
+        (b"garbage\n", lambda: None),
+        (b"\xff\xfe\x00\n[[[[", lambda: None),
+        (b'{"call": 1, "scores": [true], "seconds": -1}\n', lambda: None),
+        (b'{"call": 1, "seconds": 0, "changed": "", "scores": "many"}\n', lambda: None),
+        (b'{"call": 99, "seconds": 0, "changed": "", "scores": []}\n', lambda: None),
+        (b'{"fault": "usage"}\n' * 3, lambda: None),
+        (b"[" * 100_000 + b"\n", lambda: None),
+    ],
+)
+def test_what_a_reward_writes_into_the_pipe_is_a_finding_in_time(examine, message, then):
+    audit = examine(writes(message, then), time_limit=2)
+    assert ids(audit, "serious") & {"robustness.garbled", "robustness.hangs"}
+    assert audit.exit_status == 1
+
+
+def test_a_forged_death_is_taken_for_one(examine):
+    assert "robustness.died" in ids(examine(writes(b'{"exit": 3}\n')), "serious")
+
+
+def test_copies_that_a_reward_forks_do_not_answer(examine):
+    assert ids(examine(forks)) == set()
+
+
+def test_changes_in_place_are_found_and_reach_nobody(examine):
+    audit = examine(changes_its_inputs)
+    assert ids(audit) == {"robustness.changes_inputs"} and audit.exit_status == 1
+    assert "completions" in audit.findings[0]["finding"] and audit.measured("accuracy")["accuracy"]["value"] == 1.0
 
 
 # --- every way to hand over a reward
@@ -416,11 +506,92 @@ def in_trl_s_manner(completions, prompts, **kwargs):
     return [float(score) for score in BASE(prompts, completions)]
 
 
-@pytest.mark.parametrize("function", [reads_messages, in_its_own_time, in_trl_s_manner, lambda p, c: BASE(p, c)])
+def as_a_generator(prompts, completions):
+    yield from BASE(prompts, completions)
+
+
+def as_a_column(prompts, completions):
+    return torch.tensor(BASE(prompts, completions), dtype=torch.bfloat16, requires_grad=True)[:, None]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [reads_messages, in_its_own_time, in_trl_s_manner, as_a_generator, as_a_column, lambda p, c: BASE(p, c)],
+)
 def test_all_manners_of_function(examine, function):
     audit = examine(function)
-    assert ids(audit) == set()
+    assert ids(audit, "serious") == set()
     assert audit.report["reward"]["form"] == ("conversational" if function is reads_messages else "plain text")
+
+
+# --- columns and messages of the user's data
+
+
+def message(role, text):
+    return [{"role": role, "content": text}]
+
+
+@pytest.fixture(scope="module")
+def sums():
+    """Messages, with a column for the right answer; every fourth row belongs to another task."""
+    rows = []
+    for i in range(40):
+        right, wrong = str(100 + i), str(100 + i + 1 + i % 3)
+        said = [f"I add the two numbers. The sum is \\boxed{{{answer}}}." for answer in (right, wrong)]
+        rows.append({"prompt": message("user", f"What is {i} plus 100?"), "chosen": message("assistant", said[0]),
+                     "rejected": message("assistant", said[1]), "level": i % 3,
+                     "solution": f"\\boxed{{{right}}}" if i % 4 else "none"})  # fmt: skip
+    return rows
+
+
+def accuracy(completions: list[list[dict[str, str]]], solution: list[str], log_extra=None, **kwargs):
+    """As TRL's accuracy_reward, for whole numbers in boxes."""
+    found = [re.findall(r"boxed{(\d+)}", completion[0]["content"]) for completion in completions]
+    known = [re.findall(r"boxed{(\d+)}", text) for text in solution]
+    return [float(a == b) if b else None for a, b in zip(found, known, strict=True)]
+
+
+def test_columns_are_handed_over_by_name_and_messages_as_messages(sums):
+    audit = checkup.audit(accuracy, data=sums)
+    assert not [entry for entry in audit.report["checks"] if entry["status"] == "not run"]
+    assert not {one["check"] for one in audit.findings} & {"robustness", "load", "answers", "audit"}
+    assert audit.report["reward"]["form"] == "conversational"
+    assert audit.measured("answers") == {"scored": 60, "of": 80, "left_out": 20, "planned_share": 1.0}
+    assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
+    assert audit.measured("off_topic")["answers another prompt"]["lowered_where_damaged"]["value"] == 0.5
+
+
+def test_a_column_that_is_not_there_is_named(sums):
+    bare = [{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in sums]
+    assert "'solution'" in checkup.audit(accuracy, data=bare).findings[0]["finding"]
+
+
+def test_reading_text_where_the_data_are_messages_is_told(sums):
+    audit = checkup.audit(lambda prompts, completions: [float(len(text.split())) for text in completions], data=sums)
+    assert "answers.form" in ids(audit, "serious") and "length.raised" in ids(audit)
+
+
+def reads_roles(prompts, completions, **kwargs):
+    assert all(prompt[-1]["role"] == "user" and "user:" not in prompt[-1]["content"] for prompt in prompts)
+    return [float("boxed" in completion[-1]["content"]) for completion in completions]
+
+
+def test_prompts_arrive_as_the_messages_they_came_as(sums):
+    assert "robustness.raised" not in ids(checkup.audit(reads_roles, data=sums))
+
+
+@pytest.mark.slow  # TRL's trainers are heavy to import
+def test_trl_s_own_accuracy_reward(sums, monkeypatch):
+    from trl.rewards import accuracy_rewards as trl
+
+    monkeypatch.setattr(trl, "is_math_verify_available", lambda: True)
+    for name, stand_in in {"parse": lambda text, **_: re.findall(r"boxed{(\d+)}", text),
+                           "verify": lambda gold, answer, **_: gold == answer,
+                           "LatexExtractionConfig": lambda **_: None, "NormalizationConfig": lambda **_: None}.items():
+        monkeypatch.setattr(trl, name, stand_in, raising=False)  # fmt: skip
+    audit = checkup.audit(trl.accuracy_reward, data=sums)
+    assert not [entry for entry in audit.report["checks"] if entry["status"] == "not run"]
+    assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
 
 
 def saved(tmp_path, tiny, pooling):
@@ -448,6 +619,7 @@ def test_a_sequence_classifier_of_others_scores_alike_alone_and_padded(tmp_path,
     assert np.allclose(together, alone, atol=1e-5) and together[0] != together[1]
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_audited_from_its_name(examine, tmp_path, tiny):
     audit = examine(saved(tmp_path, tiny, "mean"))
     assert audit.report["reward"]["kind"] == "SavedReward"
@@ -607,6 +779,7 @@ def test_exit_statuses_of_the_command(command, tmp_path, own_pairs):
     assert status == 2 and out == "" and err.startswith("error: there is no file missing.py") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_gold_by_name_is_status_0(command):
     status, out, _ = command("gold:assistant")
     assert status == 0 and "0 serious, 0 warn" in out and "nothing found by: answers" in out

@@ -162,6 +162,24 @@ def test_mend_drops_what_the_check_up_names(planted, tmp_path):
         checkup.mend(read, diagnosis, drop=["typos"])
 
 
+def test_mend_keeps_messages_and_every_column():
+    def said(role, text):
+        return [{"role": role, "content": text}]
+
+    rows = [{"prompt": said("user", f"question {i}?"), "chosen": said("assistant", "yes"),
+             "rejected": said("assistant", "no"), "level": i, "mixed": i if i % 2 else "odd"}
+            for i in range(12)]  # fmt: skip
+    rows.append({**rows[0], "rejected": said("assistant", "")})
+    read = checkup.read_pairs(rows)
+    mended, _ = checkup.mend(read, checkup.diagnose(read))
+    assert len(mended) == 12 and mended["prompt"][3] == rows[3]["prompt"] and mended["chosen"][3] == rows[3]["chosen"]
+    assert mended["level"][:] == list(range(12)) and mended["mixed"][:2] == ['"odd"', "1"]
+    rest, held = checkup.split_by_prompt(mended, 0.5)
+    assert len(rest) + len(held) == 12
+    found = checkup.held_out({"longer": rewards.as_reward(lambda p, c: [len(m[-1]["content"]) for m in c])}, mended)
+    assert found.right["longer"].all()
+
+
 def test_fitting_leaves_out_what_does_not_fit(tiny, pairs):
     long = {**pairs[0], "chosen": "of course . " * 200}
     mixed = Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in (pairs[1], long)])
@@ -255,6 +273,7 @@ def test_a_missing_data_set_gives_a_clear_error():
         checkup.read_pairs("nowhere/pairs.jsonl")
 
 
+@pytest.mark.slow
 def test_notebook_treats_a_backbone_of_ones_own(tmp_path, world, pairs):
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(json.dumps({k: row[k] for k in ("prompt", "chosen", "rejected")}) for row in pairs))

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from alignkit import intervals
-from alignkit.checkup import diagnose
+from alignkit.checkup import advice, diagnose
 from alignkit.checkup import structure as checks
 from alignkit.checkup.labels import out_of_fold
 from alignkit.checkup.pairs import read_pairs
@@ -125,6 +125,7 @@ def test_sound_data_raises_no_alarm_but_that_labels_are_noise(sound):
     assert {advice["severity"] for advice in sound.report["findings"]} == {"serious", "info"}
     assert [advice["severity"] for advice in sound.report["findings"]].count("serious") == 1
     assert all(found["count"] == 0 for found in sound.report["flagged"].values())
+    assert sound.exit_status == 1
 
 
 def test_length_share_and_difference(tmp_path):
@@ -262,6 +263,25 @@ def test_truncated_file_is_serious(tmp_path):
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in random_pairs(600)).encode())
     path.write_bytes(whole[: len(whole) // 2])
     assert severities(diagnose(path), "breaks off") == ["serious"]
+
+
+def measured(**labels):
+    """A report as far as the findings about labels read it."""
+    fair = {"value": 0.58, "low": 0.55, "high": 0.62, "n": 800}
+    return {"labels": {"measured": True, "accuracy_words": fair, "accuracy_length": fair,
+                       "expected_calibration_error": 0.0, **labels}}  # fmt: skip
+
+
+def test_overlapping_intervals_are_not_serious():
+    near = {"value": -0.01, "low": -0.04, "high": 0.02, "n": 800}
+    found = {one.id: one.severity for one in advice.judge_labels(measured(words_minus_length=near))}
+    assert found == {"labels.weak": "warn", "labels.length_or_words": "info"}
+    worse = {"value": -0.1, "low": -0.15, "high": -0.05, "n": 800}
+    found = {one.id: one.severity for one in advice.judge_labels(measured(words_minus_length=worse))}
+    assert found["labels.length_beats_words"] == "serious"
+    wide = {"value": 0.52, "low": 0.44, "high": 0.66, "n": 60}
+    found = {one.id: one for one in advice.judge_labels(measured(words_minus_length=near, accuracy_words=wide))}
+    assert found["labels.coin"].severity == "warn" and "verified" in found["labels.coin"].action
 
 
 # --- the methods --------------------------------------------------------------------------------
@@ -471,6 +491,7 @@ def test_tiny_and_wordless_data_still_give_a_report(tmp_path):
         [{"prompt": "p", "chosen": "c", "rejected": "r"}],
         [{"prompt": f"{i}?", "chosen": "!" * (i + 1), "rejected": "..." * i} for i in range(60)],
         [{"prompt": "", "chosen": "", "rejected": ""}] * 3,
+        [{**row, "chosen": ""} for row in random_pairs(60)],
     ):
         diagnosis = check(tmp_path, rows)
         assert diagnosis.to_html(tmp_path / "page.html").exists()

@@ -2,9 +2,14 @@
 
 import csv
 import gzip
+import io
 import json
+import os
 
 import datasets
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from alignkit.checkup import sources
@@ -214,6 +219,23 @@ def test_message_lists_with_a_prompt(tmp_path):
     assert one_pair(tmp_path, early).prompt_match == "diverges"
 
 
+def test_rows_and_tables_in_memory_are_taken():
+    assert texts(read_pairs(ROWS)) == texts(read_pairs(pd.DataFrame(ROWS))) == ROWS
+
+
+def test_messages_and_other_columns_are_kept_as_they_came():
+    tool = {"role": "assistant", "content": "yes", "tool_calls": [{"name": "look"}]}
+    row = {"chosen": [*messages("hi"), tool], "rejected": messages("hi", " no "), "level": 3, "tags": ["a"]}
+    pairs = read_pairs([row, {**row, "prompt": messages("hi"), "chosen": [tool], "rejected": messages("hi", "no")[1:]}])
+    assert pairs.columns == [{"level": 3, "tags": ["a"]}] * 2
+    prompt, chosen, rejected = pairs.frame["messages"][0]
+    assert (prompt, chosen, rejected) == (messages("hi"), [tool], messages("hi", " no ")[1:])
+    assert pairs.frame["messages"][1][:2] == (messages("hi"), [tool])
+    plain = {"prompt": "hi", "chosen": [tool], "rejected": messages("hi", "no")[1:]}
+    assert read_pairs([plain]).frame["messages"][0][0] == messages("hi")
+    assert read_pairs(ROWS).frame["messages"].isna().all()
+
+
 # --- broken rows: counted with their reason, and reading goes on --------------------------------
 
 PLAIN = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -350,3 +372,51 @@ def test_empty_directory_and_things_that_are_no_source(tmp_path):
         read_pairs([1, 2])
     with pytest.raises(DataError, match="no column chosen"):
         read_pairs(datasets.Dataset.from_list([{"text": "a"}]))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a/" * 3000, "no\0name"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(DataError) as caught:
+        read_pairs(name)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(tmp_path):
+    (tmp_path / "shut").mkdir()
+    write_jsonl(tmp_path / "shut.jsonl", ROWS)
+    for path in (tmp_path / "shut", tmp_path / "shut.jsonl"):
+        path.chmod(0)
+        with pytest.raises(DataError, match="can't be read: Permission denied"):
+            read_pairs(path)
+        path.chmod(0o700)
+
+
+def test_a_file_that_fails_while_it_is_read(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def readline(self, *_):
+            raise OSError(5, "Input/output error")
+
+    path = write_jsonl(tmp_path / "pairs.jsonl", ROWS)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: Failing())
+    with pytest.raises(DataError, match="can't be read: Input/output error"):
+        read_pairs(path)
+
+
+def test_values_that_parquet_holds_and_python_does_not(tmp_path):
+    bad = pyarrow.array([b"fine", b"\xff\xfe", b"good"]).cast(pyarrow.string(), safe=False)
+    texts_ = pyarrow.array(["a", "b", "c"])
+    far = pyarrow.array([2**60, 0, 0], pyarrow.timestamp("ms"))
+    table = pyarrow.table({"prompt": texts_, "chosen": bad, "rejected": texts_, "when": far})
+    pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
+    pairs = read_pairs(tmp_path / "pairs.parquet")
+    assert pairs.frame["chosen"].tolist() == ["fine", "good"]
+    assert {reason: rows.first_rows for reason, rows in pairs.rejected.items()} == {"not UTF-8 text": [2]}
+    assert pairs.columns[0] == {"when": None}
+
+
+def test_one_line_without_an_end_is_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() + b"\n" + b"[" * 10_000))
+    assert "damaged after row 1" in read_pairs(path).damage[0]

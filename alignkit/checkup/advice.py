@@ -121,7 +121,7 @@ def _consistency(report: dict) -> Iterator[Finding]:
 # --- the labels ---------------------------------------------------------------------------------
 
 
-def _labels(report: dict) -> Iterator[Finding]:
+def judge_labels(report: dict) -> Iterator[Finding]:
     found = report["labels"]
     if not found["measured"]:
         yield Finding("labels.unmeasured", INFO, f"Learnability was not measured: {found['why']}.",
@@ -214,4 +214,4 @@ def _format(report: dict) -> Iterator[Finding]:
                           "the mark added and removed.", gap)  # fmt: skip
 
 
-RULES = (_rows, _sides, _repetition, _consistency, _labels, _length, _format, _position, _few_pairs)
+RULES = (_rows, _sides, _repetition, _consistency, judge_labels, _length, _format, _position, _few_pairs)

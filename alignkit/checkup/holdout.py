@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow
 from datasets import Dataset
 
 from alignkit.checkup.diagnosis import Diagnosis
 from alignkit.checkup.labels import about_equal_length
-from alignkit.checkup.pairs import ANSWER_MARK, PairSet
+from alignkit.checkup.pairs import ANSWER_MARK, PairSet, as_text
+from alignkit.checkup.surface import word_counts
 from alignkit.errors import AlignkitError, DataError
 from alignkit.intervals import Estimate, clear_of, cluster_bootstrap, generator
 from alignkit.policy import Policy
@@ -26,8 +29,9 @@ FEWEST = 20  # pairs below which no accuracy is given
 def mend(pairs: PairSet, diagnosis: Diagnosis, drop: Sequence[str] = UNUSABLE) -> tuple[Dataset, dict[str, int]]:
     """The pairs without the rows that the check-up found unusable, and how many rows each finding names.
 
-    Columns `prompt/chosen/rejected`, `row` (text) and `turns`. A prompt cut from a transcript gets its closing
-    "Assistant:" back, so that a policy can go on from there. DataError if nothing would be left.
+    Columns `prompt/chosen/rejected`, `row` (text), `turns`, and whatever else the data hold. Pairs that came as
+    messages are messages. A prompt cut from a transcript gets its closing "Assistant:" back, so that a policy can go on
+    from there. DataError if nothing would be left.
     """
     unknown = [name for name in drop if name not in diagnosis.rows]
     if unknown:
@@ -36,20 +40,34 @@ def mend(pairs: PairSet, diagnosis: Diagnosis, drop: Sequence[str] = UNUSABLE) -
     kept = pairs.frame[~pairs.frame["row"].isin(bad)]
     if not len(kept):
         raise DataError(f"mend: the check-up finds all {len(pairs)} rows of {pairs.source} unusable; see its report")
-    cut = kept["layout"].eq("dialogue")
-    prompts = kept["prompt"].where(~cut, kept["prompt"] + ANSWER_MARK)
-    columns = {"prompt": prompts.tolist(), **{name: kept[name].tolist() for name in ("chosen", "rejected", "turns")}}
-    return Dataset.from_dict({**columns, "row": [str(row) for row in kept["row"]]}), {
-        name: len(diagnosis.rows[name]) for name in drop
-    }
+    texts = kept["prompt"].where(kept["layout"].ne("dialogue"), kept["prompt"] + ANSWER_MARK)
+    sides = list(zip(texts, kept["chosen"], kept["rejected"], strict=True))
+    if all(kept["messages"]):
+        sides = kept["messages"].tolist()
+    columns = dict(zip(("prompt", "chosen", "rejected"), map(list, zip(*sides, strict=True)), strict=True))
+    columns |= {"turns": kept["turns"].tolist(), "row": [str(row) for row in kept["row"]]}
+    others = [pairs.columns[i] for i in kept.index]
+    for name in dict.fromkeys(name for row in others for name in row):
+        if name not in columns:
+            columns[name] = _one_type([row.get(name) for row in others])
+    return Dataset.from_dict(columns), {name: len(diagnosis.rows[name]) for name in drop}
 
 
-def fitting(pairs: Dataset, policy: Policy, answer: int = 0) -> Dataset:
-    """The pairs that fit into the policy's context on both sides, with room for `answer` tokens after the prompt."""
+def _one_type(values: list) -> list:
+    """The values, or, where Arrow finds no type for all of them, each as JSON."""
+    try:
+        Dataset.from_dict({"values": values})
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+        return [json.dumps(value, default=str) for value in values]
+    return values
+
+
+def fitting(pairs: Dataset, policy: Policy, max_new_tokens: int = 0) -> Dataset:
+    """The pairs that fit into the policy's context on both sides, with room for an answer of `max_new_tokens`."""
     rows = []
     for i, row in enumerate(pairs):
-        longest = max(len(policy.completion_ids(row[side])) for side in ("chosen", "rejected"))
-        if len(policy.prompt_ids(row["prompt"])) + max(longest, answer) <= policy.context:
+        (head, *_), tails = policy.tokenize([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        if len(head) + max(max_new_tokens, *map(len, tails)) <= policy.context:
             rows.append(i)
     if not rows:
         raise DataError(f"no pair fits into the context of {policy.name!r} ({policy.context} tokens); take a model "
@@ -62,7 +80,8 @@ def split_by_prompt(pairs: Dataset, share: float = 0.25, seed: int = 0) -> tuple
     prompt). AlignkitError if there are too few prompts."""
     if not 0 < share < 1:
         raise AlignkitError(f"split_by_prompt: share must be between 0 and 1, not {share}")
-    known, group = np.unique([" ".join(text.lower().split()) for text in pairs["prompt"]], return_inverse=True)
+    prompts = [" ".join(as_text(prompt).lower().split()) for prompt in pairs["prompt"]]
+    known, group = np.unique(prompts, return_inverse=True)
     order = np.random.default_rng([seed, 16]).permutation(len(known))
     before = np.cumsum(np.bincount(group)[order]) - np.bincount(group)[order]
     chosen = np.isin(group, order[before < share * len(group)])
@@ -115,7 +134,10 @@ def held_out(rewards: Mapping[str, Reward], pairs: Dataset, seed: int = 0) -> He
     - *one turn*, *more turns*: by the user's turns, where the data have a column `turns` that varies;
     - *calibration error*: of sigmoid(gap), for learned rewards.
     """
-    prompts, frame = np.array(pairs["prompt"][:]), pairs.to_pandas()
+    prompts = np.array([as_text(prompt) for prompt in pairs["prompt"]])
+    frame = pd.DataFrame({side: [as_text(text) for text in pairs[side]] for side in ("chosen", "rejected")})
+    if "turns" in pairs.column_names:
+        frame["turns"] = pairs["turns"][:]
     masks = {"accuracy": np.ones(len(pairs), bool), "equal length": about_equal_length(frame)}
     if "turns" in frame and frame["turns"].nunique() > 1:
         masks |= {"one turn": frame["turns"].le(1).to_numpy(), "more turns": frame["turns"].gt(1).to_numpy()}
@@ -173,8 +195,7 @@ def _share(right: np.ndarray, prompts: np.ndarray, seed: int, name: str) -> Esti
 
 def _length_out(gap: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
     """The gap without what the difference in length explains of it (least squares through the origin)."""
-    chosen, rejected = (frame[side].map(lambda text: len(text.split())).to_numpy(float) for side in
-                        ("chosen", "rejected"))  # fmt: skip
+    chosen, rejected = (count.astype(float) for count in word_counts(frame))
     length = np.stack([chosen - rejected, np.log1p(chosen) - np.log1p(rejected)], axis=1)
     rest = gap - length @ np.linalg.lstsq(length, gap, rcond=None)[0]
     return np.where(np.abs(rest) < 1e-9 * max(1.0, np.abs(gap).max()), 0.0, rest)

@@ -28,6 +28,7 @@ from alignkit.checkup import serving
 from alignkit.checkup.serving import NoSuchReward
 from alignkit.errors import AlignkitError
 from alignkit.rewards.base import Reward
+from alignkit.rewards.calling import text_of
 
 CHUNK = 64  # rows a call at most: what a hang or a crash can cost
 CALL_SHARE = 0.25  # of the time limit is what one call may take before it counts as hanging
@@ -316,13 +317,8 @@ class IsolatedReward:
         return np.full(n, math.nan), np.zeros(n, dtype=bool)
 
     def _note(self, kind: str, message: str, rows: dict, row: int, n: int, type: str = "") -> None:
-        texts = (said_last(rows[name][row]) for name in ("prompts", "completions"))
+        texts = (text_of(rows[f"{role}s"][row], role) for role in ("prompt", "completion"))
         self.incidents.append(Incident(kind, message, self.check, *texts, int(n), type))
-
-
-def said_last(said: str | list) -> str:
-    """A text, or the last of some messages."""
-    return said if isinstance(said, str) else str(said[-1].get("content") or "") if said else ""
 
 
 def _part(rows: dict, start: int, end: int) -> dict:

@@ -315,5 +315,12 @@ def _user_turns(messages: list[tuple[str, str]]) -> int:
     return sum(role == "user" for role, _ in messages)
 
 
+def as_text(said: str | list[dict]) -> str:
+    """A prompt or an answer as plain text: of one message its content, of several a transcript."""
+    if isinstance(said, str):
+        return said
+    return said[0]["content"] if len(said) == 1 else _transcript([(m["role"], m["content"]) for m in said])
+
+
 def _transcript(messages: list[tuple[str, str]]) -> str:
     return "\n\n".join(f"{role}: {text}" for role, text in messages)

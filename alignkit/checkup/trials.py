@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.evaluation.core import kl_bound, sequence_kl
 from alignkit.intervals import clear_of, cluster_bootstrap, generator
 from alignkit.policy import Policy, Rollout
-from alignkit.rewards.base import Reward
+from alignkit.rewards.base import Reward, columns_of, repeated
 
 UNTREATED = "untreated"
 
@@ -48,7 +49,7 @@ class Trial:
 def trial(
     patient: Policy,
     options: Mapping[str, Policy | int],
-    prompts: list,
+    prompts: list | Dataset,
     guide: Reward,
     second: Reward,
     n: int = 8,
@@ -56,19 +57,20 @@ def trial(
     max_new_tokens: int = 48,
 ) -> Trial:
     """Let the patient and each option answer, n times a prompt. An option is a treated policy, or a whole number k:
-    best-of-k of the patient's samples by the `guide`.
+    best-of-k of the patient's samples by the `guide`. Other columns of a Dataset of prompts are handed to the rewards.
 
     Columns: what the guide and the `second` opinion (a reward fit to other pairs, or made in another way) make of it,
     in standard deviations of the patient's answers, the patient's mean at 0; KL (for best-of-k its upper bound); words;
     share of answers that ended by themselves; share of different answers to a prompt.
     """
+    prompts, columns = columns_of(prompts)
     if len(prompts) < 2 or n < 1:
         raise AlignkitError(f"trial: needs at least 2 prompts and n of at least 1, not {len(prompts)} and {n}")
     rows, answers, checked, unit = {}, {}, {}, {}
     for name, option in {UNTREATED: patient, **options}.items():
-        said, ended, kl = _answer(patient, option, prompts, guide, n, seed, max_new_tokens)
-        scores = {kind: reward(said.prompts, said.completions).scores for kind, reward in
-                  (("guide (sd)", guide), ("second opinion (sd)", second))}  # fmt: skip
+        said, ended, kl = _answer(patient, option, prompts, columns, guide, n, seed, max_new_tokens)
+        scores = {kind: reward(said.prompts, said.completions, **repeated(columns, n)).all_scores("trial")
+                  for kind, reward in (("guide (sd)", guide), ("second opinion (sd)", second))}  # fmt: skip
         unit = unit or {kind: (values.mean(), values.std() or 1.0) for kind, values in scores.items()}
         scaled = {kind: (values - unit[kind][0]) / unit[kind][1] for kind, values in scores.items()}
         groups = np.array(said.completions, dtype=object).reshape(len(prompts), n)
@@ -81,17 +83,19 @@ def trial(
 
 
 def _answer(
-    patient: Policy, option: Policy | int, prompts: list, guide: Reward, n: int, seed: int, most: int
+    patient: Policy, option: Policy | int, prompts: list, columns: dict, guide: Reward, n: int, seed: int,
+    max_new_tokens: int,
 ) -> tuple[Rollout, float, float]:
     """n answers a prompt, the share of them that ended, and the KL from the patient."""
     if isinstance(option, Policy):
-        said = option.rollout(prompts, n, seed=seed, max_new_tokens=most)
-        kl = 0.0 if option is patient else float(sequence_kl(option, patient, prompts, n, seed, most).mean())
+        said = option.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
+        kl = 0.0 if option is patient else float(sequence_kl(option, patient, prompts, n, seed, max_new_tokens).mean())
         return said, float(said.ended.double().mean()), kl
     if isinstance(option, bool) or option < 1:
         raise AlignkitError(f"trial: best-of-n needs a whole number of samples, at least 1, not {option!r}")
-    pool = patient.rollout(prompts, n * option, seed=seed, max_new_tokens=most)
-    scores = guide(pool.prompts, pool.completions).scores.reshape(len(prompts) * n, option)
+    pool = patient.rollout(prompts, n * option, seed=seed, max_new_tokens=max_new_tokens)
+    judged = guide(pool.prompts, pool.completions, **repeated(columns, n * option))
+    scores = judged.all_scores("trial").reshape(len(prompts) * n, option)
     best = scores.argmax(1) + option * np.arange(len(scores))
     said = Rollout([pool.prompts[i] for i in best], [pool.completions[i] for i in best], None, pool.ended[best])
     return said, float(said.ended.double().mean()), float(kl_bound(option))
