@@ -28,7 +28,7 @@ from alignkit.checkup import serving
 from alignkit.checkup.serving import NoSuchReward
 from alignkit.errors import AlignkitError
 from alignkit.rewards.base import Reward
-from alignkit.rewards.calling import text_of
+from alignkit.rewards.texts import text_of
 
 CHUNK = 64  # rows a call at most: what a hang or a crash can cost
 CALL_SHARE = 0.25  # of the time limit is what one call may take before it counts as hanging
