@@ -182,7 +182,7 @@ def test_the_guide_says_of_each_beginning_what_the_reward_model_says(patient, wo
             said = guide.scores(candidates)
             for row, column in itertools.product(range(2), range(3)):
                 tail = [*words[:k], int(candidates[row, column])]
-                batch = model.codec.pad([model.codec.prompt_ids(prompts[row])], [tail])
+                batch = model.backbone.pad([model.backbone.prompt_ids(prompts[row])], [tail])
                 assert said[row, column].item() == pytest.approx(model.forward(batch).item(), abs=1e-4)
             guide.keep(torch.tensor([0, 1]), torch.tensor([0, 1]))
 

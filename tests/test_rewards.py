@@ -445,10 +445,10 @@ def test_saved_rewards_load_in_transformers(fitted, pairs, tmp_path, pooling):
     assert not list(folder.glob("*.bin")) and (folder / "model.safetensors").is_file()
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).pad_token_id == model.config.pad_token_id
-    codec, prompts, completions = fitted[pooling].codec, pairs["prompt"][:20], pairs["chosen"][:20]
+    backbone, prompts, completions = fitted[pooling].backbone, pairs["prompt"][:20], pairs["chosen"][:20]
     with torch.no_grad():
         theirs = [
-            model(torch.tensor([codec.prompt_ids(p) + codec.completion_ids(c)])).logits.item()
+            model(torch.tensor([backbone.prompt_ids(p) + backbone.completion_ids(c)])).logits.item()
             for p, c in zip(prompts, completions, strict=True)
         ]
     same = np.allclose(theirs, fitted[pooling](prompts, completions).scores, atol=1e-4)
@@ -456,7 +456,7 @@ def test_saved_rewards_load_in_transformers(fitted, pairs, tmp_path, pooling):
 
 
 def test_an_unknown_pooling_is_refused(tiny):
-    with pytest.raises(AlignkitError, match="pooling must be 'mean' or 'last', not 'max'"):
+    with pytest.raises(AlignkitError, match="pooling must be one of mean, last, own, not 'max'"):
         rewards.BradleyTerry.new(tiny, pooling="max")
 
 

@@ -10,10 +10,11 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.drift import agreements, peek, usual_rate, watch
 from alignkit.feedback.annotator import Annotator
 from alignkit.feedback.people import Crowd, Group, crowd, label_over_time
-from alignkit.rewards.continual import refresh
-from alignkit.rewards.distributional import Distributional, explained, normal_preference_loss
+from alignkit.rewards.combined import WorstGroup, max_min_weights, tilted_means
+from alignkit.rewards.losses import normal_preference_loss
 from alignkit.rewards.personal import PersonalReward, sort_people, states
-from alignkit.rewards.worst_group import WorstGroup, max_min_weights, tilted_means
+from alignkit.rewards.scalar import refresh
+from alignkit.rewards.vector import Distributional, explained
 
 KIND = Annotator(temperature=0.3, name="kind", weights={"polite": 3, "concise": -2, "helpful": 0})
 TERSE = Annotator(temperature=0.3, name="terse", weights={"polite": -2, "concise": 3, "helpful": 0})
@@ -140,7 +141,7 @@ def test_with_none_everyone_is_a_kind(labels, patient):
 
 
 def test_states_times_head_is_the_score(personal, labels):
-    batch = personal.codec.encode(labels["prompt"][:7], labels["chosen"][:7])
+    batch = personal.backbone.encode(labels["prompt"][:7], labels["chosen"][:7])
     by_hand = states(personal, batch) @ personal.model.score.weight.T
     assert torch.allclose(by_hand, personal.outputs(batch), atol=1e-4)
 

@@ -19,7 +19,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.intervals import Estimate, clear_of, cluster_bootstrap, generator
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward
-from alignkit.rewards.bradley_terry import calibration_error, score_pairs
+from alignkit.rewards.scalar import calibration_error, score_pairs
 
 #: Findings whose rows teach no preference, or one that another row takes back. Near copies stay: they are real answers.
 UNUSABLE = ("exact_duplicates", "identical_sides", "empty_side", "contradictory", "not_shared_prompt")

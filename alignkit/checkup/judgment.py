@@ -13,7 +13,7 @@ from alignkit.checkup.findings import INFO, SERIOUS, WARN, Finding
 from alignkit.checkup.sensitivity import Effect
 from alignkit.evaluation.perturb import KEEPS, Swap
 from alignkit.intervals import Estimate, as_percent, clear_of, cluster_bootstrap, generator
-from alignkit.rewards.bradley_terry import calibration_error
+from alignkit.rewards.scalar import calibration_error
 
 FEWEST_PAIRS = 30
 SEARCHES = (1, 4, 16)  # answers a search chooses from

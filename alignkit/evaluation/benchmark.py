@@ -13,8 +13,8 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.perturb import Perturbation, changed
 from alignkit.evaluation.writer import Writer
 from alignkit.rewards.base import Reward, as_reward
-from alignkit.rewards.bradley_terry import calibration_error
 from alignkit.rewards.data import check_columns
+from alignkit.rewards.scalar import calibration_error
 from alignkit.worlds.assistant import FAULTS
 from alignkit.worlds.base import World
 

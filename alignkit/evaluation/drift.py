@@ -11,7 +11,7 @@ from scipy.stats import binom, binomtest
 
 from alignkit.errors import AlignkitError
 from alignkit.rewards.base import Reward
-from alignkit.rewards.bradley_terry import score_pairs
+from alignkit.rewards.scalar import score_pairs
 
 #: Bets that are averaged: the larger, the sooner a large change shows and the later a small one.
 BETS = (0.1, 0.2, 0.4, 0.8)

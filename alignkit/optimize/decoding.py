@@ -64,10 +64,10 @@ class PrefixValue(RewardModel):
         target = torch.tensor((scores - scores.mean()) / scores.std(), device=policy.device).float()
         batch = rollout.batch
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            rows = batch.rows(index)
-            error = (value.by_prefix(rows) - target[index, None]) ** 2
-            return (error * rows.mask).sum() / rows.mask.sum(), {}
+        def loss(part: Tensor, whole: Tensor) -> tuple[Tensor, dict]:
+            rows = batch.rows(part)
+            error = (value.by_prefix(rows) - target[part, None]) ** 2
+            return (error * rows.mask).sum() / batch.mask[whole].sum(), {}
 
         return value.train(loss, batch.attention.sum(1), seed=seed, **options)
 
@@ -175,7 +175,7 @@ class ModelGuide(Guide):
         self.model = model
 
     def start(self, prompts: list[Prompt]) -> None:
-        codec = self.model.codec
+        codec = self.model.backbone
         batch = codec.pad([codec.prompt_ids(prompt) for prompt in prompts], [[] for _ in prompts])
         out = self.model.model.base_model(input_ids=batch.ids, attention_mask=batch.attention,
                                           position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
@@ -199,7 +199,7 @@ class ModelGuide(Guide):
                                              past_key_values=self.cache, use_cache=True).last_hidden_state  # fmt: skip
         self.cache.crop(-k)
         self.read = F.pad(self.read, (0, new), value=True)
-        self.candidates, self.here = candidates, self.model.model.score(hidden)[:, new:, 0].float()
+        self.candidates, self.here = candidates, self.model.head(hidden)[:, new:, 0].float()
         if self.model.pooling == "last":
             return self.here.double()
         return ((self.total[:, None] + self.here) / (self.length + 1)).double()
@@ -234,7 +234,7 @@ class Guided(Policy):
         self.policy, self.weight, self.top_k = policy, weight, top_k
         self.spent = {"policy_tokens": 0, "guide_tokens": 0}
         self.guide = guide if isinstance(guide, Guide) else ModelGuide(guide)
-        known = getattr(getattr(self.guide, "model", None), "codec", None)
+        known = getattr(getattr(self.guide, "model", None), "backbone", None)
         if known is not None and known.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise AlignkitError(f"the guide's tokenizer is not that of {policy.name!r}, so their tokens differ; fit "
                                 "the guide with this policy as its backbone")  # fmt: skip
@@ -343,6 +343,6 @@ def blockwise(
 
 def _values(model: RewardModel, prompts: list, tails: list[list[int]]) -> Tensor:
     """The model's score of each beginning, given as token ids, shape (N,)."""
-    batch = model.codec.pad([model.codec.prompt_ids(prompt) for prompt in prompts], tails)
+    batch = model.backbone.pad([model.backbone.prompt_ids(prompt) for prompt in prompts], tails)
     values = running(model.outputs_by_token(batch)[..., 0], batch.mask, model.pooling)
     return values[torch.arange(len(values)), batch.mask.sum(1) - 1]

@@ -12,12 +12,15 @@ from alignkit.rewards.base import (
     repeated,
     to_trl,
 )
-from alignkit.rewards.bradley_terry import BradleyTerry, calibration_error, fit_temperature, score_pairs
-from alignkit.rewards.by_token import ByToken
+from alignkit.rewards.combined import (
+    Ensemble,
+    WorstGroup,
+    averaged_weights,
+    combined_scores,
+    max_min_weights,
+    tilted_means,
+)
 from alignkit.rewards.comparator import Comparator, PairReward
-from alignkit.rewards.continual import refresh
-from alignkit.rewards.distributional import Distributional, explained, normal_preference_loss
-from alignkit.rewards.ensemble import Ensemble, SameHead, averaged_weights, combined_scores
 from alignkit.rewards.hybrid import (
     Hybrid,
     MixedSupervision,
@@ -28,9 +31,8 @@ from alignkit.rewards.hybrid import (
     source_reliability,
     weigh_rules,
 )
-from alignkit.rewards.implicit import ImplicitReward
 from alignkit.rewards.judge import Judge, PairJudge
-from alignkit.rewards.losses import bradley_terry_loss, ordinal_loss, plackett_luce_loss
+from alignkit.rewards.losses import bradley_terry_loss, normal_preference_loss, ordinal_loss, plackett_luce_loss
 from alignkit.rewards.model import RewardModel
 from alignkit.rewards.objectives import (
     Asked,
@@ -46,8 +48,6 @@ from alignkit.rewards.objectives import (
 from alignkit.rewards.personal import PersonalReward, sort_people
 from alignkit.rewards.pictures import Grounded, PictureReward, detector
 from alignkit.rewards.process import ProcessReward, aggregate_steps, step_tokens
-from alignkit.rewards.rankings import PlackettLuce
-from alignkit.rewards.ratings import Binary, Ordinal, Regression
 from alignkit.rewards.rules import (
     Check,
     Rubric,
@@ -63,7 +63,19 @@ from alignkit.rewards.rules import (
     verified,
     words_over,
 )
+from alignkit.rewards.scalar import (
+    Binary,
+    BradleyTerry,
+    Ordinal,
+    PlackettLuce,
+    Regression,
+    SameHead,
+    calibration_error,
+    fit_temperature,
+    refresh,
+    score_pairs,
+)
 from alignkit.rewards.shelf import shelf
 from alignkit.rewards.texts import parses, read_faults, reader, sentence_ends, write_faults
-from alignkit.rewards.vector import Gated, MultiAspect
-from alignkit.rewards.worst_group import WorstGroup, max_min_weights, tilted_means
+from alignkit.rewards.tokens import ByToken, ImplicitReward
+from alignkit.rewards.vector import Distributional, Gated, MultiAspect, explained

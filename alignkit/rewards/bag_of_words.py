@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -19,6 +18,7 @@ from sklearn.model_selection import GroupKFold
 from alignkit.errors import DataError
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
+from alignkit.rewards.scalar import temperature_of
 from alignkit.taxonomy import RewardCard
 
 WORD = r"(?u)\b\w+(?:'\w+)*\b"
@@ -46,7 +46,7 @@ class BagOfWords(Reward):
         `penalty` is the strength of the L2 penalty. Nothing is random. DataError if no word occurs often enough, or the
         sides of no pair differ.
         """
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         if ngrams < 1 or fewest < 1 or not penalty > 0:
             raise DataError(f"BagOfWords: ngrams and fewest must be at least 1 and penalty above 0, not {ngrams}, "
                             f"{fewest}, {penalty}")  # fmt: skip
@@ -129,11 +129,4 @@ def _left_out_temperature(cls, prompts: np.ndarray, chosen: list[str], rejected:
             return 1.0
         better, worse = (part.judge([], [side[i] for i in held]).scores for side in (chosen, rejected))
         gaps[held] = better - worse
-    return _best_temperature(gaps)
-
-
-def _best_temperature(gaps: np.ndarray) -> float:
-    """The T in [0.05, 20] under which sigmoid(gap / T) fits best, where all gaps should be positive."""
-    fit = minimize_scalar(lambda log_t: np.logaddexp(0, -gaps / np.exp(log_t)).mean(),
-                          bounds=(np.log(0.05), np.log(20)), method="bounded")  # fmt: skip
-    return float(np.exp(fit.x))
+    return temperature_of(gaps, 0.05, 20)

@@ -13,12 +13,13 @@ from scipy.special import expit
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
-from alignkit.policy import Batch, Policy
+from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.losses import bradley_terry_loss
-from alignkit.rewards.model import RewardModel
+from alignkit.rewards.model import RewardModel, as_backbone, parts_of
 from alignkit.rewards.texts import plain_prompts, reader
+from alignkit.tokens import Batch
 
 
 class PairReward(Reward):
@@ -83,45 +84,38 @@ class Comparator(RewardModel, PairReward):
 
     @classmethod
     def fit(
-        cls,
-        pairs: Dataset,
-        backbone: Policy | str,
-        opponents: int = 4,
-        both_orders: bool = False,
-        context: int = 144,
-        seed: int = 0,
-        keep_order: bool = False,
-        **options,
-    ) -> Comparator:
+        cls, pairs: Dataset, backbone: Policy | str, opponents: int = 4, both_orders: bool = False, context: int = 144,
+        seed: int = 0, keep_order: bool = False, **options,
+    ) -> Comparator:  # fmt: skip
         """Fit to `prompt/chosen/rejected`, each pair read in a random order.
 
         With a column `position` ("first" or "second": where the chosen side was shown) and `keep_order`, pairs are read
         as they were shown, position bias and all. `context`: tokens for prompt and both sides. Further options as in
         `RewardModel.train`.
         """
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         prompts, first, second, chose_first = shown(pairs, seed, keep_order)
-        reward = cls.new(reader(backbone, context=context), seed, outputs=2)
+        reward = cls.new(reader(as_backbone(backbone), context=context), seed, outputs=2)
         with torch.no_grad():
-            reward.model.score.weight[1] = reward.model.score.weight[0]
+            reward.head.weight[1] = reward.head.weight[0]
         reward.opponents, reward.both_orders, reward.seed = opponents, both_orders, seed
-        batch = reward.encode(prompts, first, second)
-        sign = torch.tensor(np.where(chose_first, 1.0, -1.0)).float().to(batch.ids.device)
+        rows = reward.encode_both(prompts, first, second)
+        sign = torch.tensor(np.where(chose_first, 1.0, -1.0)).float().to(rows.ids.device)
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            gap = sign[index] * reward.forward(batch.rows(index))
-            return bradley_terry_loss(gap, torch.zeros_like(gap)).mean(), {"accuracy": (gap > 0).float().mean().item()}
+        def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
+            gap = sign[part] * reward.forward(rows.rows(part))
+            return bradley_terry_loss(gap, torch.zeros_like(gap)).sum() / len(batch), {"accuracy": gap > 0}
 
-        return reward.train(loss, batch.attention.sum(1), seed=seed, **options)
+        return reward.train(loss, rows.attention.sum(1), seed=seed, **options)
 
-    def encode(self, prompts: list, first: list[str], second: list[str]) -> Batch:
+    def encode_both(self, prompts: list, first: list[str], second: list[str]) -> Batch:
         """prompt, first, end-of-sequence, second, end-of-sequence."""
-        eos = self.codec.tokenizer.eos_token
-        return self.codec.encode(prompts, [f"{a} {eos} {b}".strip() for a, b in zip(first, second, strict=True)])
+        eos = self.backbone.tokenizer.eos_token
+        return self.backbone.encode(prompts, [f"{a} {eos} {b}".strip() for a, b in zip(first, second, strict=True)])
 
     def outputs(self, batch: Batch) -> Tensor:
         """Readout of the first and of the second completion, shape (N, 2); differentiable."""
-        ends = (batch.completion == self.codec.tokenizer.eos_token_id) & (batch.mask == 1)
+        ends = (batch.completion == self.backbone.tokenizer.eos_token_id) & (batch.mask == 1)
         after = ends.cumsum(1) - ends.long()  # how many texts ended before this token
         sides = torch.stack([(after == k) & (batch.mask == 1) for k in (0, 1)], dim=-1)
         return (self.outputs_by_token(batch) * sides).sum(1) / sides.sum(1)
@@ -134,9 +128,9 @@ class Comparator(RewardModel, PairReward):
     def first_better(self, prompts: list, first: list[str], second: list[str], batch_size: int = 512) -> np.ndarray:
         if not prompts:
             return np.zeros(0)
-        batch = self.encode(prompts, first, second)
+        batch = self.encode_both(prompts, first, second)
         out = torch.empty(len(batch))
-        for part in batch.attention.sum(1).argsort().split(batch_size):
+        for part in parts_of(batch, self.model, batch_size):
             out[part] = self.forward(batch.rows(part)).float().cpu()
         return out.double().numpy()
 

@@ -14,9 +14,9 @@ from alignkit.errors import AlignkitError, DataError, RewardError
 from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward, as_reward
-from alignkit.rewards.bradley_terry import BradleyTerry
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
+from alignkit.rewards.scalar import BradleyTerry
 from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
 

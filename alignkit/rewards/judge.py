@@ -47,10 +47,10 @@ class WrittenReward(Reward):
             flags = [flag for ids, flag in pieces for _ in ids]
             written[row, : len(flags)] = torch.tensor(flags)
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            rows = batch.rows(index)
-            mine = written[index, : rows.mask.shape[1]]
-            return -(self.policy.token_logprobs(rows) * mine).sum() / mine.sum(), {}
+        def loss(part: Tensor, whole: Tensor) -> tuple[Tensor, dict]:
+            rows = batch.rows(part)
+            mine = written[part, : rows.mask.shape[1]]
+            return -(self.policy.token_logprobs(rows) * mine).sum() / written[whole].sum(), {}
 
         return self.train(loss, batch.attention.sum(1), seed=seed, **options)
 

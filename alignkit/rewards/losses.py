@@ -38,3 +38,8 @@ def ordinal_loss(gap: Tensor, grade: Tensor, thresholds: Tensor) -> Tensor:
     low, high = edges[grade], edges[grade + 1]
     # P(grade) = sigmoid(gap - low) - sigmoid(gap - high), factored so that it does not round to 0
     return -(F.logsigmoid(gap - low) + F.logsigmoid(high - gap) + torch.log1p(-torch.exp(low - high)))
+
+
+def normal_preference_loss(chosen: Tensor, rejected: Tensor, spread_chosen: Tensor, spread_rejected: Tensor) -> Tensor:
+    """-log Phi((m_c - m_r) / sqrt(s_c^2 + s_r^2)); inputs and output of shape (N,). (2312.08358)"""
+    return -torch.special.log_ndtr((chosen - rejected) / (spread_chosen**2 + spread_rejected**2).sqrt())

@@ -1,74 +1,101 @@
-"""What all learned rewards share: a transformers backbone with a linear head, and the loop that fits it."""
+"""What all learned rewards share: a transformers backbone with a linear head, and the fits to pairs and to rows."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.optim import AdamW
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm.auto import trange
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from alignkit.errors import AlignkitError
-from alignkit.policy import Batch, Policy, load_policy, positions, shuffled_batches
+from alignkit.errors import AlignkitError, check_choice
+from alignkit.policy import Policy, copy_model, load_policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
+from alignkit.rewards.data import encode_pairs, pair_lengths
+from alignkit.sampling import forward, is_recurrent, positions
 from alignkit.taxonomy import RewardCard
+from alignkit.tokens import Batch
+from alignkit.training import SMALL, default_rate, fit, in_parts, tokens_at_once
 
-POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "last", "own")
+SAFE = {"trust_remote_code": False, "local_files_only": True}
 
 
 class RewardModel(Reward):
     """A linear head of K numbers on the backbone's hidden states. Subclasses set `kind` and bring a `fit`.
 
+    The backbone is a causal LM, with adapters or without, or an encoder such as BERT. Its weights are copied; frozen
+    ones are shared with it, and stay frozen. Text and messages are read as the backbone's `encode` reads them.
+
     `pooling` says which states the head reads: "mean" averages its output over the completion's tokens, "last" takes
     the last token (the convention of InstructGPT and TRL). Tiny backbones never learned to gather a whole answer in
-    their last state, so "mean" is the default here. `history`: a DataFrame, one row a step.
+    their last state, so "mean" is the default here. "own" is whatever the loaded model's class does (an encoder's
+    first token and pooler), and gives no outputs by token. `history`: a DataFrame, one row a step.
     """
 
     #: what the card of this class says
     kind = {"name": "", "format": "scalar", "granularity": "response", "source": ""}
 
-    def __init__(self, model, codec: Policy, pooling: str = "mean", name: str | None = None):
-        if pooling not in POOLINGS:
-            raise AlignkitError(f"{type(self).__name__}: pooling must be 'mean' or 'last', not {pooling!r}")
-        self.model, self.codec, self.pooling = model.eval(), codec, pooling  # codec: for its tokenizer and context
+    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
+        check_choice(type(self).__name__, "pooling", pooling, POOLINGS)
+        self.model, self.backbone, self.pooling = model.eval(), backbone, pooling
         self.history = pd.DataFrame()
         card = {"construction_basis": "data-driven", "expression": "explicit", **self.kind}
         self.card = RewardCard(**{**card, "name": name or card["name"]})
 
     @classmethod
-    def new(cls, backbone: Policy | str, seed: int = 0, pooling: str = "mean", outputs: int = 1):
-        """The backbone's weights with a fresh head; the backbone itself is not changed."""
-        backbone = load_policy(backbone) if isinstance(backbone, str) else backbone
-        config = copy.deepcopy(backbone.model.config)
-        config.num_labels, config.pad_token_id = outputs, backbone.tokenizer.pad_token_id
-        torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(config)
-        model.base_model.load_state_dict(backbone.model.base_model.state_dict())
-        return cls(model.to(backbone.device), backbone, pooling)
+    def new(cls, backbone: Policy | str | Path, seed: int = 0, pooling: str = "mean", outputs: int = 1):
+        """The backbone's weights with a fresh head, drawn from `seed`; the backbone itself is not changed."""
+        backbone = as_backbone(backbone)
+        return cls(with_head(backbone, outputs, seed), backbone, pooling)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer that makes the K numbers."""
+        around = [m for name, m in self.model.named_children() if name != self.model.base_model_prefix]
+        layers = [m for part in around for m in part.modules() if isinstance(m, nn.Linear)]
+        return [layer for layer in layers if layer.out_features == self.model.config.num_labels][-1]
+
+    def encode(self, prompts: list, completions: list) -> Batch:
+        """Token batch of prompts and completions. Behind messages, a text is what the assistant said."""
+        return self.backbone.encode(prompts, as_turns(prompts, completions))
+
+    def encode_pairs(self, prompts: list, chosen: list, rejected: list) -> Batch:
+        """The chosen sides, then the rejected sides (2N rows)."""
+        return self.backbone.encode_pairs(prompts, as_turns(prompts, chosen), as_turns(prompts, rejected))
+
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states of all tokens, laid out as `batch.ids`, shape (N, P + T, hidden); differentiable."""
+        body, ids, attention = self.model.base_model, batch.ids, batch.attention
+        if not (is_encoder(self.model) or is_recurrent(self.model)):
+            return forward(body, input_ids=ids, attention_mask=attention, position_ids=positions(attention),
+                           use_cache=False).last_hidden_state  # fmt: skip
+        order, inputs = padding_last(batch)
+        out = forward(body, **inputs, use_cache=False).last_hidden_state
+        return out.gather(1, order.argsort(1)[..., None].expand_as(out))
 
     def outputs_by_token(self, batch: Batch) -> Tensor:
         """The head's numbers at every token of the completions, shape (N, T, K); differentiable."""
-        hidden = self.model.base_model(
-            input_ids=batch.ids,
-            attention_mask=batch.attention,
-            position_ids=positions(batch.attention),
-            use_cache=False,
-        ).last_hidden_state[:, -batch.mask.shape[1] :]
-        return self.model.score(hidden)
+        if self.pooling == "own":
+            raise AlignkitError(f"{self.card.name!r} with pooling 'own' has no outputs by token; fit one with 'mean'")
+        return self.head(self.states(batch)[:, -batch.mask.shape[1] :])
 
     def outputs(self, batch: Batch) -> Tensor:
         """K numbers for each completion, shape (N, K); differentiable."""
-        by_token, length = self.outputs_by_token(batch), batch.mask.sum(1)
-        if self.pooling == "last":
-            return by_token[torch.arange(len(by_token)), length - 1]
-        return (by_token * batch.mask[..., None]).sum(1) / length[:, None]
+        if self.pooling == "own":
+            return self.model(**padding_last(batch)[1]).logits
+        return pooled(self.outputs_by_token(batch), batch.mask, self.pooling)
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores of a token batch, shape (N,): the first of the K numbers; differentiable."""
@@ -83,68 +110,180 @@ class RewardModel(Reward):
         which, back = unique_rows(prompts, completions)
         out = torch.empty(len(which), self.model.config.num_labels)
         if which:
-            batch = self.codec.encode([prompts[i] for i in which], [completions[i] for i in which])
-            for part in batch.attention.sum(1).argsort().split(batch_size):  # by length: little padding in each part
+            batch = self.encode([prompts[i] for i in which], [completions[i] for i in which])
+            for part in parts_of(batch, self.model, batch_size):
                 out[part] = self.outputs(batch.rows(part)).float().cpu()
         return out.double().numpy()[back]
 
+    # -- fitting -------------------------------------------------------------------------------------------------
+
+    def fit_pairs(self, pairs: Dataset, loss_of: Callable, weights: Tensor | None = None, **options):
+        """Learn from `prompt/chosen/rejected`; `loss_of(chosen, rejected, index)`: outputs (n, K) of both sides of the
+        pairs `index` to their losses (n,). `weights` (N,): how much each pair counts, if the losses hold it; a
+        minibatch is divided by their sum. Options as in `train`."""
+        both, n = encode_pairs(self, pairs), len(pairs)
+
+        def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
+            chosen, rejected = self.outputs(both.rows(torch.cat([part, part + n]))).chunk(2)
+            whole = len(batch) if weights is None else weights[batch].sum().clamp(min=1e-9)
+            return loss_of(chosen, rejected, part).sum() / whole, {"accuracy": chosen[:, 0] > rejected[:, 0]}
+
+        return self.train(loss, 2 * pair_lengths(both), **options)
+
+    def fit_rows(self, data: Dataset, loss_of: Callable[[Tensor, Tensor], tuple[Tensor, dict]], **options):
+        """Learn from `prompt/completion`; `loss_of(outputs, index)`: outputs (n, K) of the rows `index` to their losses
+        (n,) or (n, K), of which the mean counts, and what to note. Options as in `train`."""
+        rows = self.encode(data["prompt"][:], data["completion"][:])
+
+        def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
+            losses, noted = loss_of(self.outputs(rows.rows(part)), part)
+            return losses.sum() / (len(batch) * losses[0].numel()), noted
+
+        return self.train(loss, rows.attention.sum(1), **options)
+
     def train(
         self,
-        loss_of: Callable[[Tensor], tuple[Tensor, dict]],
+        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, dict]],
         lengths: Tensor,
         epochs: float = 2,
         batch_size: int = 32,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
-        seed: int = 0,
-        progress: bool = True,
-        extra: tuple[Tensor, ...] = (),
+        **options,
     ):
-        """The loop all fits share: AdamW, one-cycle learning rate, gradient norm at most 1. Returns self.
+        """The loop of `alignkit.training.fit` with a one-cycle learning rate; dropout is off, as in TRL. Returns self.
 
-        `loss_of(index)` gives the loss of a minibatch of rows and what to note in the history; `lengths`: tokens of
-        each row; `extra`: parameters to learn beside the model's (an ordinal model's thresholds).
+        `lengths`: how many tokens each row has. `learning_rate`: by default what suits the model's size, and whether it
+        has adapters (`default_rate`).
         """
-        parameters = [*self.model.parameters(), *extra]
-        steps = max(1, round(epochs * len(lengths) / batch_size))
-        optimizer = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=max(steps + 1, 11), pct_start=0.1)
-        order = shuffled_batches(lengths, batch_size, steps, seed)
-        rows = []
-        self.model.train()
-        for step in trange(steps, desc=f"fit {self.card.name}", disable=not progress, leave=False):
-            loss, noted = loss_of(order[step])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            rows.append({"step": step, "loss": loss.item(), **noted})
-        self.model.eval()
-        self.history = pd.DataFrame(rows)
-        return self
+        rate = default_rate(self.model, "reward") if learning_rate is None else learning_rate
+        return fit(
+            self, loss_of, lengths, name=f"fit {self.card.name}", epochs=epochs, batch_size=batch_size,
+            learning_rate=rate, weight_decay=weight_decay, **options,
+            schedule=lambda opt, n: OneCycleLR(opt, max_lr=rate, total_steps=max(n + 1, 11), pct_start=0.1),
+        )  # fmt: skip
+
+    # -- on disk -------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write a transformers sequence-classification model with its tokenizer (safetensors).
+        """Write a transformers sequence-classification model with its tokenizer (safetensors), adapters merged.
 
         Other programs will read its score off the last token, which is this reward only if pooling is "last".
         """
         self.model.config.alignkit_pooling = self.pooling
-        self.model.save_pretrained(folder)
-        self.codec.tokenizer.save_pretrained(folder)
+        merged(self.model).save_pretrained(folder)
+        self.backbone.tokenizer.save_pretrained(folder)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path):
-        """Read what `save` wrote, or any local sequence-classification model with one label (pooling "last")."""
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise AlignkitError(f"could not load a reward model from {str(folder)!r}: {why}") from error
+        """Read what `save` wrote, or any local sequence-classification model with one label: a causal LM is read at
+        its last token, an encoder as its own class reads it."""
+        model, tokenizer = read_folder(folder, AutoModelForSequenceClassification.from_pretrained)
+        if not any("ForSequenceClassification" in name for name in model.config.architectures or []):
+            raise AlignkitError(f"{str(folder)!r} is no reward model: it has no head that was trained to score; fit one"
+                                " with this folder as its backbone")  # fmt: skip
         if cls.kind["format"] == "scalar" and model.config.num_labels != 1:
             raise AlignkitError(f"{str(folder)!r} has {model.config.num_labels} labels; a scalar reward needs one")
-        return cls(model, Policy(model, tokenizer), getattr(model.config, "alignkit_pooling", "last"))
+        usual = "own" if is_encoder(model) else "last"
+        return cls(model, Policy(model, tokenizer), getattr(model.config, "alignkit_pooling", usual))
+
+
+def as_turns(prompts: list, completions: list) -> list:
+    """The completions, but text behind messages as a message of the assistant: so a chat reward model learned them."""
+    return [[{"role": "assistant", "content": said}] if isinstance(prompt, list) and isinstance(said, str) else said
+            for prompt, said in zip(prompts, completions, strict=True)]  # fmt: skip
+
+
+def padding_last(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The order of tokens, shape (N, P + T), in which all padding comes last, and the inputs of a model in this order:
+    encoders count positions from the left, and layers with a state remember what they have read."""
+    order = (1 - batch.attention).argsort(1, stable=True)
+    return order, {"input_ids": batch.ids.gather(1, order), "attention_mask": batch.attention.gather(1, order)}
+
+
+def is_encoder(model) -> bool:
+    return model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def pooled(by_token: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """(N, T, D) to (N, D): the mean over each completion's tokens, or its last token."""
+    length = mask.sum(1)
+    if pooling == "last":
+        return by_token[torch.arange(len(by_token)), length - 1]
+    return (by_token * mask[..., None]).sum(1) / length[:, None]
+
+
+def parts_of(batch: Batch, model, batch_size: int = 512) -> Iterator[Tensor]:
+    """Indices of the batch's rows by length, in parts that can be read at once without gradients."""
+    lengths = batch.attention.sum(1)
+    for rows in lengths.argsort().split(batch_size):
+        yield from in_parts(rows, lengths, tokens_at_once(model, learning=False))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it PyTorch's global generator starts at `seed`; afterwards it goes on as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+# -- backbones -------------------------------------------------------------------------------------------------------
+
+
+def as_backbone(backbone: Policy | str | Path) -> Policy:
+    """A policy as it is; a shipped name, folder or Hub id loaded; an encoder with its separator as the end token."""
+    if not isinstance(backbone, str | Path):
+        return backbone
+    folder = Path(backbone)
+    if not (folder / "config.json").is_file() or AutoConfig.from_pretrained(
+        str(folder), **SAFE
+    ).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return load_policy(backbone)
+    model, tokenizer = read_folder(folder, AutoModel.from_pretrained)
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    return Policy(model, tokenizer, folder.name)
+
+
+def with_head(
+    backbone: Policy, outputs: int, seed: int, make: Callable = AutoModelForSequenceClassification.from_config
+):
+    """A sequence-classification model around the backbone's body: trained weights are copied, frozen ones shared."""
+    whole = backbone.model.get_base_model() if hasattr(backbone.model, "peft_config") else backbone.model
+    config = copy.deepcopy(whole.config)
+    config.num_labels, config.pad_token_id = outputs, backbone.tokenizer.pad_token_id
+    small = sum(p.numel() for p in whole.parameters()) < SMALL
+    with seeded(seed), nullcontext() if small else torch.device("meta"):
+        model = make(config)
+    prefix, frozen = model.base_model_prefix, [p for p in whole.parameters() if not p.requires_grad]
+    setattr(model, prefix, copy_model(whole.base_model, share=frozen))
+    if not small:  # the random weights that the body replaces were never drawn; those of the head are
+        with seeded(seed):
+            for name, part in model.named_children():
+                if name != prefix:
+                    part.to_empty(device="cpu").apply(model._init_weights)
+    return model.to(backbone.device)
+
+
+def merged(model):
+    """The model itself, or a copy of it without adapters if it has some: their product added to the weights."""
+    adapted = [name for name, part in model.named_modules() if hasattr(part, "base_layer") and hasattr(part, "merge")]
+    if not adapted:
+        return model
+    model = copy.deepcopy(model)
+    for name in adapted:
+        part = model.get_submodule(name)
+        part.merge()
+        model.set_submodule(name, part.base_layer)
+    return model
+
+
+def read_folder(folder: str | Path, read: Callable, **options):
+    """(model, tokenizer) of a local folder, safetensors only. AlignkitError if that can't be."""
+    try:
+        model = read(str(folder), use_safetensors=True, **SAFE, **options)
+        return model, AutoTokenizer.from_pretrained(str(folder), **SAFE)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AlignkitError(f"could not load a reward model from {str(folder)!r}: {why}") from error

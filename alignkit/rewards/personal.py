@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.policy import Batch, Policy, positions
+from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
-from alignkit.rewards.data import check_columns, check_pairs, encode_pairs, pair_lengths
-from alignkit.rewards.model import RewardModel
-from alignkit.taxonomy import RewardCard
+from alignkit.rewards.data import check_columns, check_pairs, encode_pairs
+from alignkit.rewards.model import RewardModel, parts_of, pooled
+from alignkit.tokens import Batch
 
 
 class PersonalReward(RewardModel):
@@ -36,23 +37,17 @@ class PersonalReward(RewardModel):
     kind = {"name": "personal", "format": "vector", "granularity": "response", "objective": "multi",
             "source": "2408.10075"}  # fmt: skip
 
-    def __init__(self, model, codec: Policy, pooling: str = "mean", name: str | None = None):
-        super().__init__(model, codec, pooling, name)
+    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
+        super().__init__(model, backbone, pooling, name)
         kinds = model.config.num_labels
         self.shares = np.array(getattr(model.config, "alignkit_shares", None) or np.full(kinds, 1 / kinds))
         self.people = pd.DataFrame()
 
     @classmethod
     def fit(
-        cls,
-        pairs: Dataset,
-        backbone: Policy | str,
-        kinds: int | None = 2,
-        pooling: str = "mean",
-        restarts: int = 5,
-        seed: int = 0,
-        **options,
-    ) -> PersonalReward:
+        cls, pairs: Dataset, backbone: Policy | str, kinds: int | None = 2, pooling: str = "mean", restarts: int = 5,
+        seed: int = 0, **options,
+    ) -> PersonalReward:  # fmt: skip
         """Fit to `prompt/chosen/rejected/annotator`; which kind an annotator is, is not told. With kinds = None every
         annotator is a kind of their own, in the order of their names: heads that share what the backbone learns.
 
@@ -60,39 +55,37 @@ class PersonalReward(RewardModel):
         backbone and heads learn together, and the posteriors are brought up to date at every minibatch. With kinds = 1
         this is `BradleyTerry.fit`. Further options as in `RewardModel.train`.
         """
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         check_columns(pairs, ["annotator"], "pairs")
         names, who = np.unique([str(name) for name in pairs["annotator"]], return_inverse=True)
         told_kinds, kinds = kinds is None, kinds if kinds is not None else len(names)
         if not 1 <= kinds <= len(names):
             raise DataError(f"{kinds} kinds of people but {len(names)} annotators: there must be at least one for each")
         reward = cls.new(backbone, seed, pooling, outputs=kinds)
-        both, size = encode_pairs(reward.codec, pairs), len(pairs)
         if kinds > 1 and not told_kinds:
-            chosen, rejected = states(reward, both).chunk(2)
+            chosen, rejected = states(reward, encode_pairs(reward, pairs)).chunk(2)
             weights, guess = sort_people((chosen - rejected).numpy(), who, kinds, restarts, seed)
             with torch.no_grad():
-                reward.model.score.weight.copy_(torch.tensor(weights))
+                reward.head.weight.copy_(torch.tensor(weights))
         else:
             guess = np.eye(kinds)[np.arange(len(names)) if told_kinds else [0] * len(names)]
         owner = torch.tensor(who)
-        told = torch.zeros(size, kinds)  # log-likelihood of each label under each head, when last seen
+        told = torch.zeros(len(pairs), kinds)  # log-likelihood of each label under each head, when last seen
         posterior = torch.tensor(guess).float()[owner]
-        seen = torch.zeros(size, dtype=torch.bool)
+        seen = torch.zeros(len(pairs), dtype=torch.bool)
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            first, second = reward.outputs(both.rows(torch.cat([index, index + size]))).chunk(2)
-            by_head = F.logsigmoid(first - second)
+        def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
+            by_head = F.logsigmoid(chosen - rejected)
             told[index], seen[index] = by_head.detach().float().cpu(), True
             if seen.all() and not told_kinds:  # until every label was read once, the first guess stands
                 sums = torch.zeros(len(names), kinds).index_add_(0, owner, told)
                 q = torch.softmax(sums + torch.tensor(reward.shares).float().log(), 1)
                 reward.shares = q.mean(0).double().numpy()
                 posterior.copy_(q[owner])
-            return -(posterior[index].to(by_head.device) * by_head).sum(1).mean(), {}
+            return -(posterior[index].to(by_head.device) * by_head).sum(1)
 
         reward.shares = guess.mean(0)
-        reward.train(loss, pair_lengths(both), seed=seed, **options)
+        reward.fit_pairs(pairs, loss, seed=seed, **options)
         kinds_named = pd.DataFrame(guess, pd.Index(names, name="annotator"), [f"kind {k}" for k in range(kinds)])
         reward.people = kinds_named if told_kinds else reward.sort(pairs)
         return reward
@@ -114,7 +107,7 @@ class PersonalReward(RewardModel):
 
     def _log_likelihood(self, pairs: Dataset) -> np.ndarray:
         """log sigmoid(gap) under each head, shape (N, K)."""
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         prompts = pairs["prompt"][:]
         return log_expit(self.predict(prompts, pairs["chosen"][:]) - self.predict(prompts, pairs["rejected"][:]))
 
@@ -146,37 +139,28 @@ class Conditioned(Reward):
 
     def __init__(self, reward: PersonalReward, posterior: np.ndarray):
         self.reward, self.posterior = reward, posterior
-        told = ", ".join(f"{p:.2f}" for p in posterior)
-        self.card = RewardCard(name=f"personal [{told}]", construction_basis="data-driven", format="scalar",
-                               expression="explicit", granularity="response", source="2408.10075")  # fmt: skip
+        name = f"personal [{', '.join(f'{p:.2f}' for p in posterior)}]"
+        self.card = replace(reward.card, name=name, format="scalar", objective="single")
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         return Judgement(self.reward.predict(prompts, completions) @ self.posterior)
 
 
 @torch.no_grad()
-def states(reward: RewardModel, batch: Batch, batch_size: int = 512) -> Tensor:
+def states(reward: RewardModel, batch: Batch) -> Tensor:
     """What the head reads: the pooled hidden state of each completion, shape (N, hidden)."""
-    out = []
-    for rows in torch.arange(len(batch)).split(batch_size):
-        part = batch.rows(rows)
-        hidden = reward.model.base_model(input_ids=part.ids, attention_mask=part.attention,
-                                         position_ids=positions(part.attention), use_cache=False)  # fmt: skip
-        hidden, length = hidden.last_hidden_state[:, -part.mask.shape[1] :], part.mask.sum(1)
-        pooled = (hidden * part.mask[..., None]).sum(1) / length[:, None]
-        out.append(hidden[torch.arange(len(hidden)), length - 1] if reward.pooling == "last" else pooled)
-    return torch.cat(out).float().cpu()
+    out = torch.zeros(len(batch), reward.head.in_features)
+    for part in parts_of(batch, reward.model):
+        rows = batch.rows(part)
+        hidden = reward.states(rows)[:, -rows.mask.shape[1] :]
+        out[part] = pooled(hidden, rows.mask, reward.pooling).float().cpu()
+    return out
 
 
 def sort_people(
-    gap: np.ndarray,
-    who: np.ndarray,
-    kinds: int,
-    restarts: int = 5,
-    seed: int = 0,
-    rounds: int = 20,
+    gap: np.ndarray, who: np.ndarray, kinds: int, restarts: int = 5, seed: int = 0, rounds: int = 20,
     strength: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Expectation-maximization of a mixture of linear Bradley-Terry models: (weights (K, D), posterior (people, K)).
 
     gap (N, D): features of the chosen minus those of the rejected side; who (N,): number of the person who chose.

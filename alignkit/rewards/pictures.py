@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlavaModel, LlavaPreTrainedModel
+from transformers import LlavaModel, LlavaPreTrainedModel
 
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.pictures import PictureBatch, PicturePolicy, showing
 from alignkit.rewards.base import Judgement, Reward
-from alignkit.rewards.bradley_terry import BradleyTerry
-from alignkit.rewards.model import POOLINGS
+from alignkit.rewards.model import POOLINGS, read_folder, with_head
+from alignkit.rewards.scalar import BradleyTerry
 from alignkit.taxonomy import RewardCard
 from alignkit.worlds.shapes import KINDS, ShapesWorld, Thing
 
@@ -46,27 +43,16 @@ class PictureReward(BradleyTerry):
             raise AlignkitError(
                 f"{cls.__name__} needs a backbone that sees, not {type(backbone).__name__}; see load_picture_policy"
             )
-        config = copy.deepcopy(backbone.model.config)
-        config.num_labels = outputs
-        torch.manual_seed(seed)
-        model = LlavaScorer(config)
-        model.model.load_state_dict(backbone.model.model.state_dict())
-        return cls(model.to(backbone.device), backbone, pooling)
+        return cls(with_head(backbone, outputs, seed, LlavaScorer), backbone, pooling)
 
-    def outputs_by_token(self, batch: PictureBatch) -> Tensor:
+    def states(self, batch: PictureBatch) -> Tensor:
         with showing(self.model.base_model, batch.pixels):
-            return super().outputs_by_token(batch)
+            return super().states(batch)
 
     @classmethod
     def load(cls, folder: str | Path, look=None) -> PictureReward:
         """Read what `save` wrote; `look` as in `load_picture_policy`."""
-        safe = {"trust_remote_code": False, "local_files_only": True}
-        try:
-            model = LlavaScorer.from_pretrained(str(folder), use_safetensors=True, **safe)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AlignkitError(f"could not load a reward that sees from {str(folder)!r}: {why}") from error
+        model, tokenizer = read_folder(folder, LlavaScorer.from_pretrained)
         pooling = getattr(model.config, "alignkit_pooling", POOLINGS[0])
         return cls(model, PicturePolicy(model, tokenizer, look=look), pooling)
 

@@ -13,11 +13,11 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, check_choice
 from alignkit.policy import Batch, Policy, load_policy
 from alignkit.rewards.base import Judgement, unique_rows
-from alignkit.rewards.data import check_columns, check_texts
-from alignkit.rewards.model import RewardModel
+from alignkit.rewards.data import check_steps
+from alignkit.rewards.model import RewardModel, parts_of
 from alignkit.rewards.texts import sentence_ends
 
 UNITS = ("step", "segment", "response")
@@ -32,8 +32,7 @@ def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
     step; "last", "mean"; "sum": of 2p - 1, so that a step that is as likely wrong as right adds nothing (2306.01693
     pays +1 or -1 a segment).
     """
-    if how not in AGGREGATES:
-        raise AlignkitError(f"aggregate must be one of {', '.join(AGGREGATES)}, not {how!r}")
+    check_choice("aggregate_steps", "aggregate", how, AGGREGATES)
     values = np.asarray(values, dtype=np.float64)
     if how == "product":
         return np.cumprod(values)
@@ -44,16 +43,41 @@ def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
     return np.cumsum(2 * values - 1) if how == "sum" else values
 
 
-def step_tokens(codec: Policy, completions: list[str], ends: list[list[int]]) -> list[list[int]]:
-    """Index of the token that ends each step, counted from the completion's first; `ends` in characters."""
-    if not completions:
-        return []
-    if not getattr(codec.tokenizer, "is_fast", False):  # no offsets: read each beginning by itself
-        return [[len(codec.completion_ids(text[:end], ended=False)) - 1 for end in row]
-                for text, row in zip(completions, ends, strict=True)]  # fmt: skip
-    said = codec.tokenizer([f" {text}" for text in completions], add_special_tokens=False, return_offsets_mapping=True)
-    starts = [[start for start, _ in offsets] for offsets in said["offset_mapping"]]
-    return [(np.searchsorted(row, np.add(each, 1)) - 1).tolist() for row, each in zip(starts, ends, strict=True)]
+def token_ends(policy: Policy, ids: list[int], text: str) -> list[int]:
+    """Where in the text each of its tokens ends, counted in characters that are no white space.
+
+    Tokens are read one by one and found in the text. One that can't be found (unknown words, parts of a character,
+    pieces written with a mark of their own) ends where the next one that can be found begins.
+    """
+    rest, at, lost, ends = "".join(text.split()).casefold(), 0, 0, []
+    for token in policy.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True):
+        piece = "".join(token.split()).casefold()
+        found = rest.find(piece, at) if piece else -1
+        if found == at or (found > at and lost):
+            ends[len(ends) - lost :] = [found] * lost
+            at, lost = found + len(piece), 0
+            ends.append(at)
+        else:
+            lost += 1
+            ends.append(len(rest))
+    return ends
+
+
+def step_tokens(
+    policy: Policy, completions: list[str], ends: list[list[int]], ids: list[list[int]] | None = None
+) -> list[list[int]]:
+    """Index of the token that ends each step, counted from the completion's first; `ends` in characters.
+
+    `ids`: the token ids of the completions, as they were sampled or encoded (default: those of the texts on their own).
+    Steps are laid on them by counting characters; nothing is tokenized a second time.
+    """
+    ids = [policy.completion_ids(text, ended=False) for text in completions] if ids is None else ids
+    places = []
+    for text, tokens, row in zip(completions, ids, ends, strict=True):
+        until = token_ends(policy, tokens, text)
+        goals = [len("".join(text[:end].split())) for end in row]
+        places.append(np.searchsorted(until, goals).clip(max=max(len(until) - 1, 0)).tolist())
+    return places
 
 
 class ProcessReward(RewardModel):
@@ -75,50 +99,49 @@ class ProcessReward(RewardModel):
 
     kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
 
-    def __init__(self, model, codec: Policy, pooling: str = "last", name: str | None = None):
-        said = getattr(model.config, "alignkit_process", None) or {}
-        self.unit, self.aggregate = said.get("unit", "step"), said.get("aggregate", "product")
-        self.credit, self.ends_of = said.get("credit", "added"), sentence_ends
-        self.surprise: list[float] | None = said.get("surprise")  # weights of sum and least, and the intercept
+    def __init__(self, model, backbone: Policy, pooling: str = "last", name: str | None = None):
+        told = getattr(model.config, "alignkit_process", None) or {}
+        self.unit, self.aggregate = told.get("unit", "step"), told.get("aggregate", "product")
+        self.credit, self.ends_of = told.get("credit", "added"), sentence_ends
+        self.surprise: list[float] | None = told.get("surprise")  # weights of sum and least, and the intercept
         self.kind = {**self.kind, "granularity": self.unit}
-        super().__init__(model, codec, pooling, name)
+        super().__init__(model, backbone, pooling, name)
 
     @classmethod
     def fit(
-        cls,
-        steps: Dataset,
-        backbone: Policy | str,
-        unit: str = "step",
-        pooling: str = "mean",
-        aggregate: str = "product",
-        credit: str = "added",
-        surprise: bool = True,
-        seed: int = 0,
-        **options,
-    ) -> ProcessReward:
+        cls, steps: Dataset, backbone: Policy | str, unit: str = "step", pooling: str = "mean",
+        aggregate: str = "product", credit: str = "added", surprise: bool = True, seed: int = 0, **options,
+    ) -> ProcessReward:  # fmt: skip
         """Fit to TRL's process-reward format: `prompt/completions/labels`, `completions` a list of steps, `labels` one
         true or false (or a number in [0, 1], say from rollouts) for each. Options as in `RewardModel.train`.
+
+        The steps are read as one text, with a space between them.
         """
         for name, value, allowed in (("unit", unit, UNITS), ("aggregate", aggregate, AGGREGATES),
                                      ("credit", credit, CREDIT)):  # fmt: skip
-            if value not in allowed:
-                raise AlignkitError(f"ProcessReward: {name} must be one of {', '.join(allowed)}, not {value!r}")
+            check_choice("ProcessReward", name, value, allowed)
         labels = check_steps(steps)
         reward = cls.new(backbone, seed, pooling).but(unit=unit, aggregate=aggregate, credit=credit)
         texts = [" ".join(row) for row in steps["completions"]]
-        batch = reward.codec.encode(steps["prompt"][:], texts)
-        places = _padded(step_tokens(reward.codec, texts, [_ends(row) for row in steps["completions"]]), -1)
+        rows = reward.encode(steps["prompt"][:], texts)
+        places = reward.places(rows, texts, [_ends(row) for row in steps["completions"]])
         target = _padded(labels, torch.nan).float()
-        offset = reward.offsets(batch, places, target) if surprise else torch.zeros_like(target)
+        offset = reward.offsets(rows, places, target) if surprise else torch.zeros_like(target)
 
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            goal = target[index].to(batch.ids.device)
-            logits = reward.step_logits(batch.rows(index), places[index]) + offset[index].to(goal.device)
+        def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
+            goal = target[part].to(rows.ids.device)
+            logits = reward.step_logits(rows.rows(part), places[part]) + offset[part].to(goal.device)
             known = ~goal.isnan()
-            accuracy = ((logits > 0) == (goal > 0.5))[known].float().mean().item()
-            return F.binary_cross_entropy_with_logits(logits[known], goal[known]), {"accuracy": accuracy}
+            losses = F.binary_cross_entropy_with_logits(logits[known], goal[known], reduction="sum")
+            right = (((logits > 0) == (goal > 0.5)) & known).sum(1) / known.sum(1)
+            return losses / (~target[batch].isnan()).sum().item(), {"accuracy": right}
 
-        return reward.train(loss, batch.attention.sum(1), seed=seed, **options)
+        return reward.train(loss, rows.attention.sum(1), seed=seed, **options)
+
+    def places(self, batch: Batch, texts: list[str], ends: list[list[int]]) -> Tensor:
+        """Each step's last token, shape (N, S), -1 where there is none."""
+        ids = [row[:n] for row, n in zip(batch.completion.tolist(), batch.mask.sum(1).tolist(), strict=True)]
+        return _padded(step_tokens(self.backbone, texts, ends, ids), -1)
 
     def but(self, **changes) -> ProcessReward:
         """The same model with `unit`, `aggregate`, `credit` or `ends_of` changed; nothing is fit, nothing is copied."""
@@ -142,11 +165,11 @@ class ProcessReward(RewardModel):
         return _sums(by_token, last) / (last - _before(last)).clamp(min=1)
 
     @torch.no_grad()
-    def offsets(self, batch: Batch, places: Tensor, target: Tensor | None = None, batch_size: int = 512) -> Tensor:
+    def offsets(self, batch: Batch, places: Tensor, target: Tensor | None = None) -> Tensor:
         """What surprise adds to each step's logit, shape (N, S); with `target`, its weights are fit first."""
-        parts = [_surprise(self.codec, batch.rows(rows), places[rows])
-                 for rows in torch.arange(len(batch)).split(batch_size)]  # fmt: skip
-        read = torch.cat(parts)
+        read = torch.zeros(*places.shape, 2, dtype=torch.float64)
+        for part in parts_of(batch, self.backbone.model):
+            read[part] = _surprise(self.backbone, batch.rows(part), places[part])
         if target is not None:
             self.surprise = _logistic(read, target)
         total, least, constant = self.surprise or (0.0, 0.0, 0.0)
@@ -162,24 +185,18 @@ class ProcessReward(RewardModel):
         """
         ends = [self.ends_of(text) for text in completions] if ends is None else ends
         which, back = unique_rows(prompts, completions, ends)
-        known = self._read(prompts, completions, ends, which, batch_size)
+        known: list[np.ndarray] = [np.zeros(0)] * len(which)
+        if which:
+            texts, marks = [completions[i] for i in which], [ends[i] for i in which]
+            batch = self.encode([prompts[i] for i in which], texts)
+            places = self.places(batch, texts, marks)
+            for part in parts_of(batch, self.model, batch_size):
+                logits = self.step_logits(batch.rows(part), places[part]).cpu()
+                if self.surprise:
+                    logits = logits + self.offsets(batch.rows(part), places[part])
+                for row, values in zip(part.tolist(), logits.double().sigmoid().numpy(), strict=True):
+                    known[row] = values[: len(marks[row])]
         return [known[k] for k in back]
-
-    def _read(self, prompts: list, completions: list[str], ends: list, which: list[int], batch_size: int) -> list:
-        if not which:
-            return []
-        texts, marks = [completions[i] for i in which], [ends[i] for i in which]
-        batch = self.codec.encode([prompts[i] for i in which], texts)
-        places = _padded(step_tokens(self.codec, texts, marks), -1)
-        out: list[np.ndarray] = [np.zeros(0)] * len(batch)
-        for part in batch.attention.sum(1).argsort().split(batch_size):
-            logits = self.step_logits(batch.rows(part), places[part]).cpu()
-            if self.surprise:
-                logits = logits + self.offsets(batch.rows(part), places[part])
-            p = logits.double().sigmoid().numpy()
-            for row, values in zip(part.tolist(), p, strict=True):
-                out[row] = values[: len(marks[row])]
-        return out
 
     def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
         ends = [self.ends_of(text) for text in completions]
@@ -191,10 +208,10 @@ class ProcessReward(RewardModel):
 
     def save(self, folder: str | Path) -> Path:
         """As `RewardModel.save`; its settings go into the config (not `ends_of`), the backbone into a folder."""
-        said = {name: getattr(self, name) for name in ("unit", "aggregate", "credit", "surprise")}
-        self.model.config.alignkit_process = said
+        told = {name: getattr(self, name) for name in ("unit", "aggregate", "credit", "surprise")}
+        self.model.config.alignkit_process = told
         if self.surprise:
-            self.codec.save(Path(folder) / "backbone")
+            self.backbone.save(Path(folder) / "backbone")
         return super().save(folder)
 
     @classmethod
@@ -202,26 +219,8 @@ class ProcessReward(RewardModel):
         """Read what `save` wrote."""
         reward = super().load(folder)
         if reward.surprise:
-            reward.codec = load_policy(Path(folder) / "backbone")
+            reward.backbone = load_policy(Path(folder) / "backbone")
         return reward
-
-
-def check_steps(steps: Dataset) -> list[list[float]]:
-    """The labels as numbers. DataError naming the row if steps and labels do not match or are not what they should."""
-    check_columns(steps, ["prompt", "completions", "labels"], "steps")
-    check_texts(steps)
-    for row, (texts, labels) in enumerate(zip(steps["completions"], steps["labels"], strict=True)):
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"row {row}: 'completions' must be a list of steps, each a text that is not empty")
-        if not texts:
-            raise DataError(f"row {row}: there is no step; drop that row")
-        if not isinstance(labels, list) or len(labels) != len(texts):
-            n = len(labels) if isinstance(labels, list) else 1
-            raise DataError(f"row {row}: {len(texts)} steps but {n} labels; give one label for each step")
-        for label in labels:
-            if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
-                raise DataError(f"row {row}: label {label!r}; a label is true, false or a number from 0 to 1")
-    return [[float(label) for label in labels] for labels in steps["labels"]]
 
 
 def _ends(steps: list[str]) -> list[int]:

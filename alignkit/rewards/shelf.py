@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from alignkit.policy import Policy
 from alignkit.rewards.base import GoldReward, Reward
-from alignkit.rewards.bradley_terry import BradleyTerry
-from alignkit.rewards.by_token import ByToken
 from alignkit.rewards.comparator import Comparator
 from alignkit.rewards.hybrid import Hybrid, MixedSupervision, Veto
-from alignkit.rewards.implicit import ImplicitReward
 from alignkit.rewards.judge import Judge, PairJudge
 from alignkit.rewards.objectives import Stages
 from alignkit.rewards.process import ProcessReward
-from alignkit.rewards.rankings import PlackettLuce
-from alignkit.rewards.ratings import Binary, Ordinal, Regression
 from alignkit.rewards.rules import Rubric, Rule, RuleReward, Verifiable, contains
+from alignkit.rewards.scalar import Binary, BradleyTerry, Ordinal, PlackettLuce, Regression
+from alignkit.rewards.tokens import ByToken, ImplicitReward
 from alignkit.rewards.vector import Gated, MultiAspect
 from alignkit.worlds.base import World
 

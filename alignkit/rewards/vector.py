@@ -1,23 +1,26 @@
-"""Rewards of several numbers: one head an aspect, weights that can be changed later, and a gate that sets them."""
+"""Rewards of several numbers: one head an aspect, weights that can be changed later, a gate that sets them; and how
+good an answer is on average, beside how much people differ about it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.policy import Batch, Policy, positions
-from alignkit.rewards.base import Judgement, Reward
+from alignkit.policy import Policy
+from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
-from alignkit.rewards.losses import bradley_terry_loss
-from alignkit.rewards.model import RewardModel
-from alignkit.taxonomy import RewardCard
+from alignkit.rewards.losses import bradley_terry_loss, normal_preference_loss
+from alignkit.rewards.model import RewardModel, parts_of, seeded
 
 
 class MultiAspect(RewardModel):
@@ -30,8 +33,8 @@ class MultiAspect(RewardModel):
     kind = {"name": "multi-aspect", "format": "vector", "granularity": "multi-aspect", "objective": "multi",
             "source": "2311.09528"}  # fmt: skip
 
-    def __init__(self, model, codec: Policy, pooling: str = "mean", name: str | None = None):
-        super().__init__(model, codec, pooling, name)
+    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
+        super().__init__(model, backbone, pooling, name)
         unnamed = [(f"aspect {k}", 0.0, 1.0, 1.0) for k in range(model.config.num_labels)]
         names, *columns = zip(*(getattr(model.config, "alignkit_aspects", None) or unnamed), strict=True)
         self.mean, self.spread, weights = (np.array(column, dtype=float) for column in columns)
@@ -43,15 +46,9 @@ class MultiAspect(RewardModel):
 
     @classmethod
     def fit(
-        cls,
-        ratings: Dataset,
-        backbone: Policy | str,
-        aspects: Sequence[str],
-        weights: Mapping[str, float] | None = None,
-        pooling: str = "mean",
-        seed: int = 0,
-        **options,
-    ) -> MultiAspect:
+        cls, ratings: Dataset, backbone: Policy | str, aspects: Sequence[str],
+        weights: Mapping[str, float] | None = None, pooling: str = "mean", seed: int = 0, **options,
+    ) -> MultiAspect:  # fmt: skip
         """Fit to `prompt/completion` and one column of numbers for each of `aspects`, by least squares.
 
         Each aspect is standardized first, so that all count alike in the loss. `weights` (default: 1 each) only serve
@@ -69,13 +66,10 @@ class MultiAspect(RewardModel):
         reward = cls.new(backbone, seed, pooling, outputs=len(aspects))
         reward.mean, reward.spread, reward.weights = mean, spread, dict.fromkeys(aspects, 1.0)
         reward.weights = reward.with_weights(weights or {}).weights
-        batch = reward.codec.encode(ratings["prompt"][:], ratings["completion"][:])
-        target = torch.tensor((values - mean) / spread, device=batch.ids.device).float()
-
-        def loss(index: Tensor) -> tuple[Tensor, dict]:
-            return (reward.outputs(batch.rows(index)) - target[index]).pow(2).mean(), {}
-
-        return reward.train(loss, batch.attention.sum(1), seed=seed, **options)
+        target = torch.tensor((values - mean) / spread, device=reward.model.device).float()
+        return reward.fit_rows(
+            ratings, lambda out, index: ((out - target[index]).pow(2), {}), seed=seed, **options
+        )
 
     def rate(self, prompts: list, completions: list[str]) -> np.ndarray:
         """Every aspect in the units of its ratings, shape (N, K)."""
@@ -111,30 +105,22 @@ class Gated(Reward):
 
     def __init__(self, heads: MultiAspect, network: nn.Module, scale: float):
         self.heads, self.network, self.scale = heads, network, scale
-        self.card = RewardCard(name="gated multi-aspect", construction_basis="data-driven", format="vector",
-                               expression="explicit", granularity="multi-aspect", objective="multi",
-                               source="2406.12845")  # fmt: skip
+        self.card = replace(heads.card, name="gated multi-aspect", source="2406.12845")
 
     @classmethod
     def fit(
-        cls,
-        pairs: Dataset,
-        heads: MultiAspect,
-        hidden: int = 32,
-        steps: int = 300,
-        learning_rate: float = 1e-2,
-        weight_decay: float = 0.1,
-        seed: int = 0,
-    ) -> Gated:
+        cls, pairs: Dataset, heads: MultiAspect, hidden: int = 32, steps: int = 300, learning_rate: float = 1e-2,
+        weight_decay: float = 0.1, seed: int = 0,
+    ) -> Gated:  # fmt: skip
         """Fit the gate to `prompt/chosen/rejected` by the Bradley-Terry likelihood, on all pairs at once."""
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         prompts = pairs["prompt"][:]
         gap = heads.predict(prompts, pairs["chosen"][:]) - heads.predict(prompts, pairs["rejected"][:])
         gap, states = torch.tensor(gap).float(), prompt_states(heads, prompts)
-        torch.manual_seed(seed)
+        with seeded(seed):
+            network = nn.Sequential(nn.LayerNorm(states.shape[1]), nn.Linear(states.shape[1], hidden), nn.ReLU(),
+                                    nn.Linear(hidden, gap.shape[1]))  # fmt: skip
         # the last layer starts at zero: equal weights, whatever the prompt
-        network = nn.Sequential(nn.LayerNorm(states.shape[1]), nn.Linear(states.shape[1], hidden), nn.ReLU(),
-                                nn.Linear(hidden, gap.shape[1]))  # fmt: skip
         nn.init.zeros_(network[-1].weight)
         nn.init.zeros_(network[-1].bias)
         log_scale = torch.zeros((), requires_grad=True)
@@ -162,17 +148,78 @@ class Gated(Reward):
 
 
 @torch.no_grad()
-def prompt_states(reward: RewardModel, prompts: list, batch_size: int = 512) -> Tensor:
+def prompt_states(reward: RewardModel, prompts: list) -> Tensor:
     """The backbone's hidden state at the end of each prompt, before any answer; shape (N, hidden)."""
-    keys = [str(prompt) for prompt in prompts]
-    distinct = dict(zip(keys, prompts, strict=True))
-    batch = reward.codec.encode(list(distinct.values()), [""] * len(distinct), ended=False)
-    parts = [_last_state(reward, batch.rows(rows)) for rows in torch.arange(len(batch)).split(batch_size)]
-    place = {key: i for i, key in enumerate(distinct)}
-    return torch.cat(parts)[[place[key] for key in keys]] if keys else torch.zeros(0, reward.model.config.hidden_size)
+    which, back = unique_rows(prompts)
+    out = torch.zeros(len(which), reward.head.in_features)
+    if which:
+        batch = reward.backbone.encode([prompts[i] for i in which], [""] * len(which), ended=False)
+        for part in parts_of(batch, reward.model):
+            out[part] = reward.states(batch.rows(part))[:, -1].float().cpu()
+    return out[back]
 
 
-def _last_state(reward: RewardModel, batch: Batch) -> Tensor:
-    out = reward.model.base_model(input_ids=batch.ids, attention_mask=batch.attention,
-                                  position_ids=positions(batch.attention), use_cache=False)  # fmt: skip
-    return out.last_hidden_state[:, -1].float().cpu()
+class Distributional(RewardModel):
+    """Distributional preference learning, the mean-and-variance model (2312.08358, section 4).
+
+    An answer's utility is normal over people (or whatever else the labels hide): N(mean, spread^2). Then
+
+        P(y1 > y2) = Phi((mean_1 - mean_2) / sqrt(spread_1^2 + spread_2^2))
+
+    The unit of both is not identified, only their ratio is. The score is the `quantile` of the utility: 0.5 is the
+    mean, less is averse to the risk that some will dislike the answer. Aspects of the judgement: `mean`, `spread`.
+    """
+
+    kind = {"name": "distributional", "format": "vector", "granularity": "response", "objective": "multi",
+            "source": "2312.08358"}  # fmt: skip
+
+    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
+        super().__init__(model, backbone, pooling, name)
+        self.quantile = float(getattr(model.config, "alignkit_quantile", 0.5))
+
+    @classmethod
+    def fit(cls, pairs: Dataset, backbone: Policy | str, pooling: str = "mean", seed: int = 0, **options):
+        """Fit to `prompt/chosen/rejected` by maximum likelihood. Further options as in `RewardModel.train`."""
+        pairs = check_pairs(pairs)
+
+        def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
+            spreads = spread_of(chosen[:, 1]), spread_of(rejected[:, 1])
+            return normal_preference_loss(chosen[:, 0], rejected[:, 0], *spreads)
+
+        return cls.new(backbone, seed, pooling, outputs=2).fit_pairs(pairs, loss, seed=seed, **options)
+
+    def distribution(self, prompts: list, completions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and spread of each completion's utility, each of shape (N,)."""
+        out = torch.tensor(self.predict(prompts, completions))
+        return out[:, 0].numpy(), spread_of(out[:, 1]).numpy()
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        mean, spread = self.distribution(prompts, completions)
+        return Judgement(mean + norm.ppf(self.quantile) * spread, aspects={"mean": mean, "spread": spread})
+
+    def with_quantile(self, quantile: float) -> Distributional:
+        """The same model, scored by another quantile of its utility. Nothing is fit, nothing is copied."""
+        if not 0 < quantile < 1:
+            raise AlignkitError(f"quantile must lie between 0 and 1, not {quantile}; 0.5 is the mean, less is averse")
+        other = copy.copy(self)
+        other.quantile = float(quantile)
+        return other
+
+    def save(self, folder: str | Path) -> Path:
+        """As `RewardModel.save`; the quantile goes into the config."""
+        self.model.config.alignkit_quantile = self.quantile
+        return super().save(folder)
+
+
+def spread_of(raw: Tensor) -> Tensor:
+    """A positive spread from a head's output."""
+    return F.softplus(raw) + 0.05
+
+
+def explained(mean: np.ndarray, spread: np.ndarray) -> float:
+    """r^2 = Var(mean) / (Var(mean) + E[spread^2]) over completions: 1 if a single utility explains all labels.
+
+    Low values say that labels hide something, or are noisy; compare with a pool that is known to agree. (2312.08358)
+    """
+    between, within = np.var(mean), np.mean(np.square(spread))
+    return float(between / (between + within))

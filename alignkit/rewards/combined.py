@@ -1,0 +1,218 @@
+"""Several rewards for one: scores combined (an ensemble), weights averaged (one model), the worst-off group served."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+
+from alignkit.errors import AlignkitError, RewardError
+from alignkit.policy import Policy
+from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.rewards.model import RewardModel
+from alignkit.taxonomy import RewardCard
+
+HOW = ("mean", "worst", "uncertainty")
+
+
+def common_basis(rewards: Sequence[Reward]) -> str:
+    """The construction basis that all of them have, else "hybrid"."""
+    bases = {reward.card.construction_basis for reward in rewards}
+    return bases.pop() if len(bases) == 1 else "hybrid"
+
+
+def combined_scores(scores: np.ndarray, how: str = "mean", weight: float = 0.5) -> np.ndarray:
+    """One score from those of the members, first axis; shape (members, ...) to (...). (2310.02743, section 3)
+
+    "mean"; "worst": the lowest (worst-case optimization, WCO); "uncertainty": mean - weight * variance over members
+    (uncertainty-weighted optimization, UWO). The last two compare members with one another, so they must be on one
+    scale. RewardError if there are no members or `how` is none of these.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if how not in HOW:
+        raise RewardError(f"an ensemble's how must be one of {', '.join(HOW)}, not {how!r}")
+    if scores.ndim < 1 or not len(scores):
+        raise RewardError("an ensemble needs at least one member")
+    if not 0 <= weight < float("inf"):
+        raise RewardError(f"an ensemble's weight of the variance must be 0 or more, not {weight}")
+    if how == "worst":
+        return scores.min(0)
+    return scores.mean(0) - (weight * scores.var(0) if how == "uncertainty" else 0.0)
+
+
+class Ensemble(Reward):
+    """Members that judge the same answers, combined as in `combined_scores`; aspects: each member's own score.
+
+    `units`: mean and standard deviation to take from each member's scores first. Bradley-Terry scores have no zero of
+    their own, so members are comparable only after that; `on_one_scale` reads the units off some answers.
+    """
+
+    def __init__(
+        self, members: Sequence[Reward | Callable], how: str = "mean", weight: float = 0.5,
+        units: Sequence[tuple[float, float]] | None = None, name: str | None = None,
+    ):  # fmt: skip
+        self.members = [as_reward(member) for member in members]
+        combined_scores(np.zeros(len(self.members)), how, weight)  # says what is wrong with them
+        self.how, self.weight = how, weight
+        self.units = [(0.0, 1.0)] * len(self.members) if units is None else [tuple(unit) for unit in units]
+        if len(self.units) != len(self.members):
+            raise RewardError(f"Ensemble: {len(self.members)} members but {len(self.units)} units; give one pair each")
+        for place, (_, spread) in enumerate(self.units):
+            if not 0 < spread < float("inf"):
+                raise RewardError(
+                    f"Ensemble: member {place} has a standard deviation of {spread}; it must be above 0 (a member that "
+                    "gives every answer the same score says nothing: leave it out)"
+                )
+        self.card = RewardCard(name=name or f"{how} of {len(self.members)}", format="scalar", source="2310.02743",
+                               construction_basis=common_basis(self.members), granularity="response",
+                               expression=self.members[0].card.expression)  # fmt: skip
+
+    @classmethod
+    def on_one_scale(cls, members: Sequence[Reward | Callable], prompts: list, completions: list[str], **options):
+        """With units such that each member's scores of these answers have mean 0 and standard deviation 1."""
+        said = [as_reward(member)(prompts, completions).scores for member in members]
+        return cls(members, units=[(float(s.mean()), float(s.std())) for s in said], **options)
+
+    def made_of(self) -> Mapping[str, Reward]:
+        return {f"member {k}": member for k, member in enumerate(self.members)}
+
+    def judge(self, prompts: list, completions: list[str], **columns) -> Judgement:
+        parts = {name: member(prompts, completions, **columns) for name, member in self.made_of().items()}
+        units = [(part.scores - mean) / spread for part, (mean, spread) in zip(parts.values(), self.units, strict=True)]
+        return Judgement(combined_scores(np.stack(units), self.how, self.weight), parts=parts,
+                         aspects=dict(zip(parts, units, strict=True)),
+                         present=np.all([part.present for part in parts.values()], axis=0))  # fmt: skip
+
+
+def averaged_weights(models: Sequence[RewardModel], name: str = "warm") -> RewardModel:
+    """One reward model whose weights are the mean of these models' weights, at the cost of one (WARM, 2401.12187).
+
+    Works for fits that started from one pretrained backbone and so ended in one valley of the loss. RewardError if
+    backbone, kind or pooling differ, as far as the models tell (one that was loaded from disk doesn't say what it
+    started from).
+    """
+    if not models:
+        raise RewardError("averaged_weights: give at least one reward model")
+    first, states = models[0], [model.model.state_dict() for model in models]
+    shapes = [{key: value.shape for key, value in state.items()} for state in states]
+    for place, model in enumerate(models):
+        if type(model) is not type(first) or model.pooling != first.pooling or shapes[place] != shapes[0]:
+            raise RewardError(f"averaged_weights: model {place} has another kind, pooling or size than model 0; "
+                              "average models of one kind")  # fmt: skip
+        if not _one_start(model, first):
+            raise RewardError(
+                f"averaged_weights: model {place} started from another pretrained backbone ({model.backbone.name!r})"
+                f" than model 0 ({first.backbone.name!r}); their weights lie in no one valley. Use an Ensemble of them"
+            )
+    mean = copy.copy(first)
+    mean.model = copy.deepcopy(first.model)
+    mean.model.load_state_dict({key: torch.stack([s[key] for s in states]).mean(0) for key in states[0]})
+    mean.card = replace(first.card, name=name, source="2401.12187")
+    return mean
+
+
+def _one_start(model: RewardModel, other: RewardModel) -> bool:
+    """Whether both were fit from the same pretrained weights; True if one of them doesn't say."""
+    starts = [reward.backbone.model for reward in (model, other)]
+    if starts[0] is starts[1] or starts[0] is model.model or starts[1] is other.model:
+        return True
+    mine, theirs = (start.base_model.state_dict() for start in starts)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+# -- groups of people ------------------------------------------------------------------------------------------------
+
+
+def tilted_means(scores: np.ndarray, weights: np.ndarray, beta: float) -> np.ndarray:
+    """What each group gets from the optimum of a weighted sum: E under pi_ref * exp(sum_u w_u r_u / beta) / Z; (G,).
+
+    scores (G, prompts, samples): rewards of samples of pi_ref, each group's in units of its own.
+    """
+    chance = softmax(np.tensordot(weights, scores, 1) / beta, axis=-1)
+    return (chance * scores).sum(-1).mean(-1)
+
+
+def max_min_weights(scores: np.ndarray, beta: float) -> np.ndarray:
+    """The weights of the groups, shape (G,), whose weighted sum has the max-min policy as its optimum.
+
+    MaxMin-RLHF's goal (2402.08925, eq. 9) is max_pi min_u E_pi[r_u] - beta KL. Its inner minimum is one over weights on
+    the simplex; max and min may be exchanged (concave in pi, linear in the weights), and the maximum is known:
+
+        min_w  beta * E_x log E_ref exp(sum_u w_u r_u / beta)
+
+    a convex problem in a few numbers, solved from samples of the reference; no policy is trained for it. `scores`: as
+    in `tilted_means`.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if scores.ndim != 3 or not scores.size or not np.isfinite(scores).all():
+        raise AlignkitError(f"need finite scores of shape (groups, prompts, samples), not of shape {scores.shape}")
+    if not beta > 0:
+        raise AlignkitError(f"max_min_weights: beta must be above 0, not {beta}")
+    groups, _, samples = scores.shape
+
+    def dual(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value = beta * (logsumexp(np.tensordot(w, scores, 1) / beta, axis=-1) - np.log(samples)).mean()
+        return value, tilted_means(scores, w, beta)
+
+    found = minimize(dual, np.full(groups, 1 / groups), jac=True, method="SLSQP", bounds=[(0, 1)] * groups,
+                     constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+                     options={"ftol": 1e-10, "maxiter": 200})  # fmt: skip
+    w = np.clip(found.x, 0, None)
+    return w / w.sum()
+
+
+class WorstGroup(Reward):
+    """sum_u w_u (r_u - zero_u) / unit_u, whose optimum at `beta` is the max-min policy if w = `max_min_weights`.
+
+    Groups can only be compared once each reward has a zero and a unit; they are part of the reward, and `fit` takes
+    what the untreated policy gives a group, and its spread within prompts. Another choice is another idea of fairness.
+    Aspects of the judgement: each group's own standardized reward.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward | Callable], weights: Sequence[float], zero=0.0, unit=1.0):
+        self.rewards = {name: as_reward(reward, name) for name, reward in rewards.items()}
+        size = len(self.rewards)
+        self.weights = np.asarray(weights, dtype=float)
+        if not size or self.weights.shape != (size,) or (self.weights < 0).any() or not self.weights.sum() > 0:
+            raise AlignkitError(
+                f"WorstGroup: needs a reward for each group and as many weights >= 0, not all 0; got {list(rewards)} "
+                f"and {weights}"
+            )
+        self.zero, self.unit = np.broadcast_to(zero, size).astype(float), np.broadcast_to(unit, size).astype(float)
+        if (self.unit <= 0).any():
+            raise AlignkitError(f"WorstGroup: units must be above 0, not {self.unit.tolist()}")
+        self.card = RewardCard(name="worst group", construction_basis=common_basis([*self.rewards.values()]),
+                               format="vector", expression="explicit", granularity="response", objective="multi",
+                               source="2402.08925")  # fmt: skip
+
+    @classmethod
+    def fit(
+        cls, rewards: Mapping[str, Reward | Callable], policy: Policy, prompts: list, beta: float = 0.5, n: int = 64,
+        seed: int = 0, **sampling,
+    ) -> WorstGroup:  # fmt: skip
+        """Zero, unit and weights from n samples of the untreated policy for each prompt; `sampling` as in `rollout`.
+
+        `beta` is that of the treatment to come, in standard deviations of a reward. Nothing is trained.
+        """
+        said = policy.rollout(prompts, n, seed=seed, **sampling)
+        raw = np.stack([as_reward(r)(said.prompts, said.completions).scores for r in rewards.values()])
+        raw = raw.reshape(len(raw), len(prompts), n)
+        zero, unit = raw.mean((1, 2)), raw.std(2).mean(1)
+        unit = np.where(unit > 0, unit, 1.0)
+        weights = max_min_weights((raw - zero[:, None, None]) / unit[:, None, None], beta)
+        return cls(rewards, weights, zero, unit)
+
+    def made_of(self) -> Mapping[str, Reward]:
+        return self.rewards
+
+    def judge(self, prompts: list, completions: list[str], **columns) -> Judgement:
+        parts = {name: reward(prompts, completions, **columns) for name, reward in self.rewards.items()}
+        raw = np.stack([part.scores for part in parts.values()])
+        standard = (raw - self.zero[:, None]) / self.unit[:, None]
+        return Judgement(self.weights @ standard, aspects=dict(zip(parts, standard, strict=True)), parts=parts,
+                         present=np.all([part.present for part in parts.values()], axis=0))  # fmt: skip
