@@ -336,7 +336,7 @@ def test_rollouts_find_what_can_not_end_well(sums, adder):
 def test_bad_input_to_rollouts(sums, adder):
     prompt = sums.prompts("seen")[0]
     for prompts, steps, k, message in [
-        ([prompt], [["answer 1 ."]], 0, "k must be at least 1"),
+        ([prompt], [["answer 1 ."]], 0, "n must be at least 1"),
         ([prompt], [[]], 2, "row 0: a list of steps is needed"),
         ([[{"role": "user", "content": prompt}]], [["answer 1 ."]], 2, "row 0: the prompt is list"),
     ]:

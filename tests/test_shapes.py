@@ -218,7 +218,7 @@ def test_a_reward_that_sees_is_fit_saved_and_loaded(caption_pairs, seer, tmp_pat
     assert np.allclose(rewards.score_pairs(again, caption_pairs)[0], chosen, atol=1e-5)
     with pytest.raises(AlignkitError, match="needs a backbone that sees"):
         rewards.PictureReward.new(object())
-    with pytest.raises(AlignkitError, match="could not load a reward that sees"):
+    with pytest.raises(AlignkitError, match="could not load a reward model"):
         rewards.PictureReward.load(tmp_path)
 
 

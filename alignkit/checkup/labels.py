@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold
 
 from alignkit.checkup.surface import count_words, word_counts
 from alignkit.intervals import cluster_bootstrap, generator
-from alignkit.rewards.bradley_terry import calibration_error
+from alignkit.rewards.scalar import calibration_error
 
 FOLDS = 5
 FEWEST_PAIRS, FEWEST_GROUPS = 50, 10
