@@ -93,11 +93,15 @@ class PicturePolicy(Policy):
         self.side, self.patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
 
     def copy(self, name: str | None = None) -> PicturePolicy:
-        return PicturePolicy(copy.deepcopy(self.model), self.tokenizer, name or self.name, self.look)
+        other = self.seeing(self.look, name)
+        other.model = super().copy().model
+        return other
 
     def seeing(self, look: Look, name: str | None = None) -> PicturePolicy:
         """The same model (not a copy), shown other pictures at the same prompts."""
-        return PicturePolicy(self.model, self.tokenizer, name or self.name, look)
+        other = copy.copy(self)
+        other.name, other.look, other.history, other.spent = name or self.name, look, None, {}
+        return other
 
     def blind(self) -> PicturePolicy:
         """The same model, always shown an even gray."""

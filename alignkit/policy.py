@@ -90,7 +90,9 @@ class Policy:
     def copy(self, name: str | None = None) -> Policy:
         """An independent copy: training it leaves this one as it is. With adapters, the frozen base is shared."""
         frozen = [p for p in self.model.parameters() if not p.requires_grad] if self.has_adapters else []
-        return Policy(copy_model(self.model, share=frozen), self.tokenizer, name or self.name, self.precision)
+        other = Policy(copy_model(self.model, share=frozen), self.tokenizer, name or self.name, self.precision)
+        other.logit_budget = self.logit_budget
+        return other
 
     @property
     def has_adapters(self) -> bool:
@@ -131,7 +133,8 @@ class Policy:
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of each prompt and of its completion: see `alignkit.tokens.tokenize`."""
-        return tokens.tokenize(self.tokenizer, [self.as_read(prompt) for prompt in prompts], completions, ended)
+        read = [self.as_read(prompt) for prompt in tokens.as_rows("prompts", prompts)]
+        return tokens.tokenize(self.tokenizer, read, tokens.as_rows("completions", completions), ended)
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True) -> Batch:
         """The rows of `tokenize` as a batch. ContextError names the first row that does not fit the context."""
@@ -148,8 +151,11 @@ class Policy:
 
         `ended`: one for all rows, or 2N. ContextError names the pair that does not fit.
         """
+        prompts, chosen, rejected = (
+            tokens.as_rows(*given) for given in (("prompts", prompts), ("chosen", chosen), ("rejected", rejected))
+        )
         n = len(prompts)
-        heads, tails = self.tokenize([*prompts, *prompts], [*chosen, *rejected], ended)
+        heads, tails = self.tokenize(prompts * 2, chosen + rejected, ended)
         for a, b in zip(range(n), range(n, 2 * n), strict=True):
             start = min(len(heads[a]), len(heads[b]))
             for i in (a, b):
@@ -255,7 +261,7 @@ class Policy:
     def sample(self, prompts: list[Prompt], n: int = 1, seed: int = 0, **options) -> list[list[str]]:
         """n completions for each prompt, as text. Options as in `rollout`."""
         flat = self.rollout(prompts, n, seed, **options).completions
-        return [flat[i * n : (i + 1) * n] for i in range(len(prompts))]
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
 
     @torch.no_grad()
     def rollout(
@@ -273,6 +279,7 @@ class Policy:
         rounding only: a token changes where its number lies within rounding of a bound between two tokens.
         `temperature` 0 is greedy. Sampling stops at any of the model's end tokens or after max_new_tokens.
         """
+        prompts = tokens.as_rows("prompts", prompts)
         if not prompts or n < 1 or max_new_tokens < 1:
             raise AlignkitError(
                 f"nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}; all must be at "
@@ -282,6 +289,11 @@ class Policy:
             raise AlignkitError(f"temperature must be 0 (greedy) or above, and finite, not {temperature}")
         heads = [self.prompt_ids(p) for p in prompts]
         longest = max(map(len, heads), default=0)
+        if not all(heads):
+            raise AlignkitError(
+                f"prompt {heads.index([])} has no tokens, so nothing can be sampled behind it; {self.name!r} has no "
+                "beginning-of-sequence token that would stand for it"
+            )
         if longest + max_new_tokens > self.context:
             raise ContextError(
                 f"prompt {[len(h) for h in heads].index(longest)} has {longest} tokens; with max_new_tokens="
@@ -291,14 +303,20 @@ class Policy:
         noise = torch.rand(len(heads) * n, max_new_tokens, generator=generator, dtype=torch.float64)
         owner = torch.arange(len(heads)).repeat_interleave(n)
         tails = []
-        at_once = min(batch_size, max(1, self.logit_budget // self.vocabulary))  # each makes one token's logits
-        for rows in torch.arange(len(owner)).split(at_once):
+        for rows in torch.arange(len(owner)).split(min(batch_size, self._rows_at_once(longest + max_new_tokens))):
             tails += self.sample_rows(heads, owner[rows], noise[rows].to(self.device), temperature)
         ended = torch.tensor([bool(t) and t[-1] in self.ends for t in tails])
         texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended, strict=True)],
                                             skip_special_tokens=True)  # fmt: skip
         everything = self.pad([heads[i] for i in owner], tails)
         return Rollout([prompts[i] for i in owner], texts, everything, ended)
+
+    def _rows_at_once(self, length: int) -> int:
+        """Rows of `length` tokens that are sampled together: each makes one token's logits at a time, and keeps two
+        vectors a token and layer in the cache, of which there may be four times as many numbers."""
+        config = self.model.config.get_text_config()
+        kept = 2 * getattr(config, "num_hidden_layers", 32) * getattr(config, "hidden_size", 4096) * length
+        return max(1, min(self.logit_budget // self.vocabulary, 4 * self.logit_budget // kept))
 
     def sample_rows(
         self, heads: list[list[int]], owner: Tensor, noise: Tensor, temperature: float = 1.0

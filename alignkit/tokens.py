@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
@@ -58,10 +59,28 @@ def pad(heads: list[list[int]], tails: list[list[int]], padding: int, device: to
     return Batch(ids, attention, ids[:, left:], attention[:, left:])
 
 
+def as_rows(what: str, rows: Iterable) -> list:
+    """The rows as a list; AlignkitError if one text, one conversation or a whole data set stands where many are meant.
+
+    `what`: the argument's name.
+    """
+    columns = getattr(rows, "column_names", getattr(rows, "columns", None))
+    if columns is not None:
+        raise AlignkitError(f"`{what}` is a data set with the columns {list(columns)}; give one of them, as data[...]")
+    if isinstance(rows, str | dict) or not isinstance(rows, Iterable):
+        raise AlignkitError(f"`{what}` must be a list, one entry a row, not {type(rows).__name__}: {rows!r:.60}")
+    rows = list(rows)
+    if rows and isinstance(rows[0], dict) and "role" in rows[0]:
+        raise AlignkitError(f"`{what}` is one conversation; give a list of conversations, such as [messages]")
+    return rows
+
+
 def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
     """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
+    if not isinstance(prompt, Sequence) or not all(isinstance(turn, dict) for turn in prompt):
+        raise AlignkitError(f"a prompt is text or messages, not {prompt!r:.60}")
     return templated(tokenizer, prompt, add_generation_prompt=True)
 
 
@@ -78,7 +97,10 @@ def templated(tokenizer, messages: list[dict], **options) -> list[int]:
             "there are messages, but the tokenizer has no chat template; write prompts and completions as text, or set "
             "tokenizer.chat_template"
         )
-    return tokenizer.apply_chat_template(messages, return_dict=False, **options)
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=False, **options)
+    except (ValueError, TemplateError) as error:
+        raise AlignkitError(f"the chat template does not take the messages {messages!r:.80}: {error}") from error
 
 
 def appended(tokenizer) -> int:
@@ -131,19 +153,20 @@ def _tokenize_row(tokenizer, row: int, prompt: Prompt, completion: Completion, e
     head = prompt_ids(tokenizer, prompt)
     if isinstance(completion, str):
         return head, completion_ids(tokenizer, completion, ended)
-    if not completion or not isinstance(completion[0], dict):
+    if not isinstance(completion, Sequence) or any(type(part) is not type(completion[0]) for part in completion):
+        raise AlignkitError(f"row {row}: a completion is text, messages or token ids, not {completion!r:.60}")
+    if not completion or isinstance(completion[0], int):
         return head, list(completion)
     if isinstance(prompt, str):
         raise AlignkitError(f"row {row}: the completion is messages, but the prompt is text; make both the same")
-    try:
-        return _parted(head, templated(tokenizer, [*prompt, *completion], continue_final_message=not ended))
-    except ValueError as error:
-        raise AlignkitError(f"row {row}: the chat template can't leave this turn unfinished: {error}") from error
+    return _parted(head, templated(tokenizer, [*prompt, *completion], continue_final_message=not ended))
 
 
 def _parted(head: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
-    """`whole` up to where it differs from `head`, and the rest."""
+    """`whole` up to where it differs from `head`, and the rest; its first token, which nothing predicts, is no part of
+    the rest."""
     start = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), min(len(head), len(whole)))
+    start = max(1, start)
     return whole[:start], whole[start:]
 
 
@@ -159,9 +182,12 @@ def micro_batches(lengths: Tensor, vocabulary: int, rows: int, budget: int = LOG
             out[order[part]] = policy.token_logprobs(batch.rows(order[part])).sum(1)
     """
     parts = []
-    for block in torch.arange(len(lengths)).split(rows):
-        first, longest = 0, 0
-        for i, length in enumerate(lengths[block.to(lengths.device)].tolist()):
+    for block in torch.arange(len(lengths)).split(max(1, rows)):
+        first, longest, tokens = 0, 0, lengths[block.to(lengths.device)].tolist()
+        if len(block) * max(tokens, default=0) * vocabulary <= budget:
+            parts.append(block)
+            continue
+        for i, length in enumerate(tokens):
             longest = max(longest, length)
             if i > first and (i + 1 - first) * longest * vocabulary > budget:
                 parts.append(block[first:i])

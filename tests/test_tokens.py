@@ -97,19 +97,27 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def policy(request):
-    tokenizer = KINDS[request.param]()
+FORMS = [(kind, form) for kind in KINDS for form in ("text", "messages")[: 1 + bool(KINDS[kind]().chat_template)]]
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=", ".join)
+def form(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def policy(form):
+    tokenizer = KINDS[form[0]]()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    return Policy(LlamaForCausalLM(config), tokenizer, request.param)
+    return Policy(LlamaForCausalLM(config), tokenizer, form[0])
 
 
-@pytest.fixture(scope="module", params=["text", "messages"])
-def rows(request, policy):
+@pytest.fixture(scope="module")
+def rows(form, policy):
     """Pairs as TRL takes them: prompt, chosen, rejected."""
     end = policy.tokenizer.eos_token
     pairs = [
@@ -118,10 +126,8 @@ def rows(request, policy):
         ("The capital of Fr", "ance is Paris", "iends"),  # tokens merge where the two meet
         ("Where do I start? ", "with the heart", ""),
     ]
-    if request.param == "text":
+    if form[1] == "text":
         return [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in pairs]
-    if policy.tokenizer.chat_template is None:
-        pytest.skip("it reads text only")
     system = [] if "INST" in policy.tokenizer.chat_template else [{"role": "system", "content": "be brief"}]
     return [
         {"prompt": [*system, {"role": "user", "content": p}],
@@ -264,9 +270,48 @@ def test_messages_without_a_template_and_mixed_kinds_are_told(patient, chat):
         chat.encode(["a", "b"], ["c", "d"], ended=[True])
 
 
+def test_one_where_many_are_meant_is_told(chat):
+    turns = [{"role": "user", "content": "how do I make tea?"}]
+    with pytest.raises(AlignkitError, match="`prompts` must be a list, one entry a row, not str: 'tea'"):
+        chat.sample("tea")
+    with pytest.raises(AlignkitError, match="`prompts` is one conversation; give a list of conversations"):
+        chat.sample(turns)
+    with pytest.raises(AlignkitError, match="`completions` must be a list"):
+        chat.encode(["a", "b", "c"], "tea")
+    for data in (Dataset.from_list([{"prompt": "a"}]), Dataset.from_list([{"prompt": "a"}]).to_pandas()):
+        with pytest.raises(AlignkitError, match=r"`prompts` is a data set with the columns \['prompt'\]"):
+            chat.rollout(data)
+        assert chat.sample(data["prompt"], seed=1) == chat.sample(["a"], seed=1)
+    with pytest.raises(AlignkitError, match="row 0: a completion is text, messages or token ids, not None"):
+        chat.encode(["a"], [None])
+    with pytest.raises(AlignkitError, match="a prompt is text or messages, not 7"):
+        chat.encode([7], ["a"])
+
+
 def test_a_pair_that_does_not_fit_is_named_by_its_own_row(tiny):
     with pytest.raises(ContextError, match="row 1: .*context of 96 tokens"):
         tiny.encode_pairs(["a", "b"], ["salt", "salt"], ["salt", "salt " * 200])
+
+
+def test_a_first_token_that_swallows_the_prompt_is_no_part_of_the_completion():
+    """TRL's losses never predict the first token of a row either."""
+    tokenizer = KINDS["byte-level BPE"]()
+    assert len(tokenizer("The")["input_ids"]) == 1 and tokenizer("The")["input_ids"] != tokenizer("Th")["input_ids"]
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=2)  # fmt: skip
+    policy = Policy(LlamaForCausalLM(config), tokenizer)
+    batch = policy.encode(["Th", "What is"], ["e capital of", " the"])
+    ids = tokenizer("The capital of" + tokenizer.eos_token)["input_ids"]
+    assert unpadded(batch)[0] == (ids[:1], ids[1:])
+    assert policy.token_logprobs(batch).isfinite().all()
+    with pytest.raises(AlignkitError, match="prompt 1 has no tokens"):
+        policy.sample(["What is", ""])
+
+
+def test_messages_that_a_template_refuses_are_shown(chat):
+    chat.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(AlignkitError, match="does not take the messages .*how do I.*: roles must alternate"):
+        chat.prompt_ids([{"role": "user", "content": "how do I"}])
 
 
 def test_nothing_is_a_batch_of_nothing(chat):
