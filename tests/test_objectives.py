@@ -187,6 +187,16 @@ def test_the_multiplier_rises_while_the_budget_is_broken_and_falls_while_there_i
     assert reward.multiplier == 0.75 and len(reward.history) == 1
 
 
+def test_training_moves_the_reward_once_a_batch_and_choosing_never(tiny):
+    reward = rewards.Lagrangian(PARTS, "short", "thanks", budget=-1.0, rate=0.5)
+    prompts = ["please explain iron ?", "please explain salt ?"]
+    few = {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 6, **QUIET}
+    optimize.rloo(tiny, prompts, rewards.Shaped(reward, "clip"), steps=3, **few)
+    assert len(reward.history) == 3 and reward.multiplier > 1.0, "also inside another reward"
+    optimize.best_of_n(tiny, prompts, reward, 2, max_new_tokens=6)
+    assert len(reward.history) == 3
+
+
 def test_lagrangian_finds_the_constrained_optimum_of_the_bandit():
     """Exact policies, exact means: dual ascent stops where the budget is met, and no weighted sum that meets it has
     more of the goal."""

@@ -111,7 +111,8 @@ class Comparator(RewardModel, PairReward):
     def encode_both(self, prompts: list, first: list[str], second: list[str]) -> Batch:
         """prompt, first, end-of-sequence, second, end-of-sequence."""
         eos = self.backbone.tokenizer.eos_token
-        return self.backbone.encode(prompts, [f"{a} {eos} {b}".strip() for a, b in zip(first, second, strict=True)])
+        texts = [f"{a} {eos} {b} {eos}".strip() for a, b in zip(first, second, strict=True)]
+        return self.backbone.encode(prompts, texts)
 
     def outputs(self, batch: Batch) -> Tensor:
         """Readout of the first and of the second completion, shape (N, 2); differentiable."""
