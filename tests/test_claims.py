@@ -17,6 +17,7 @@ from alignkit.claims import fingerprint, statistics
 from alignkit.claims import ledger as ledger_module
 from alignkit.errors import AlignkitError, DataError
 from alignkit.files import write_atomic
+from alignkit.intervals import mean_estimate
 
 NOTEBOOK = "98_test"
 
@@ -159,7 +160,7 @@ def test_a_broken_file_is_named(house):
 def test_seeded_verdicts_and_p_values_agree(rule, verdicts):
     rule = statistics.Rule.parse(rule, "seeded", "test")
     for center, expected in zip((1.0, 0.0, 5.0), verdicts, strict=True):
-        found = statistics.mean_over_seeds(center + np.array([-0.1, 0.1, 0.05, -0.04, 0.0]))
+        found = mean_estimate(center + np.array([-0.1, 0.1, 0.05, -0.04, 0.0]))
         assert statistics.verdict(rule, found) == expected
         assert (statistics.p_value(rule, found) < 0.05) == (expected != "open")
 
@@ -172,7 +173,7 @@ def test_verdict_and_p_value_agree_for_any_sample():
         sample = generator.normal(generator.uniform(-1, 1), 0.3, size=6)
         for rule in rules:
             rule = statistics.Rule.parse(rule, "seeded", "test")
-            found = statistics.mean_over_seeds(sample)
+            found = mean_estimate(sample)
             verdict = statistics.verdict(rule, found)
             assert (statistics.p_value(rule, found) < 0.05) == (verdict != "open")
             seen.add((rule.key, verdict))
@@ -181,7 +182,7 @@ def test_verdict_and_p_value_agree_for_any_sample():
 
 def test_interval_is_students_t():
     values = [0.1, 0.4, 0.2, 0.7]
-    found = statistics.mean_over_seeds(values)
+    found = mean_estimate(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval()
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     p = statistics.p_value(statistics.Rule.parse({"above": 0.1}, "seeded", "test"), found)
@@ -189,7 +190,7 @@ def test_interval_is_students_t():
 
 
 def test_equal_values_have_an_interval_of_width_zero():
-    found = statistics.mean_over_seeds([0.5, 0.5, 0.5])
+    found = mean_estimate([0.5, 0.5, 0.5])
     rule = statistics.Rule.parse({"above": 0.4}, "seeded", "test")
     assert (found.low, found.high) == (0.5, 0.5)
     assert statistics.verdict(rule, found) == "reproduced" and statistics.p_value(rule, found) == 0
@@ -220,12 +221,6 @@ def test_population_is_rank_correlation_over_whole_seeds():
 def test_population_without_variation_is_no_correlation():
     found = statistics.estimate("population", [[[1, 1], [1, 2]], [[1, 3], [1, 4]]])
     assert (found.value, found.low, found.high) == (0, 0, 0)
-    assert statistics.spearman(np.array([[1.0, 2.0]])) == 0
-
-
-def test_spearman_with_ties_is_scipys():
-    points = np.random.default_rng(0).integers(0, 5, size=(40, 2))
-    assert statistics.spearman(points) == pytest.approx(stats.spearmanr(points).statistic)
 
 
 def test_identity_is_judged_by_its_worst_run(house):

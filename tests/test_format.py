@@ -322,7 +322,7 @@ def test_revision_says_what_is_wrong(patient, world):
 
 def test_all_formats_stand_side_by_side(world, patient, vector, comparator, judge):
     told = {"vector": vector, "ranking": comparator, "textual": judge}
-    table = evaluation.side_by_side(world, patient, told, steps=1, samples=24, prompts=2, prompts_per_step=2,
-                                    group_size=4, progress=False)  # fmt: skip
+    table = evaluation.side_by_side(world, patient, told, steps=1, n_reference=24, prompts=2, prompts_per_step=2,
+                                    group_size=4, n=6, progress=False)  # fmt: skip
     assert list(table.index) == ["untreated", *told]
     assert np.isfinite(table["gold gained (sd)"].astype(float)).all()

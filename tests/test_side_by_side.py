@@ -1,11 +1,15 @@
 """Rewards side by side: same task, same budget; what is good for gold shows, and what says nothing does not."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
 from alignkit import evaluation, rewards
 from alignkit.errors import AlignkitError
-from alignkit.evaluation.side_by_side import Scaled, spread
+from alignkit.evaluation import Scaled, spread
+from alignkit.files import NOTEBOOKS
 
 
 @pytest.fixture(scope="module")
@@ -13,8 +17,8 @@ def table(world, patient):
     gold = rewards.GoldReward(world)
     return evaluation.side_by_side(
         world, patient, {"gold": gold, "noise": rewards.RandomReward(1), "flat": lambda p, c: np.zeros(len(c))},
-        told={"gold": {"decisions": 7}}, profile="thorough",
-        steps=8, samples=500, prompts=3, learning_rate=5e-4, beta=0.2, seed=1, progress=False,
+        told={"gold": {"decisions": 7}}, steps=8, prompts_per_step=8, group_size=16, n=16, n_reference=500, prompts=3,
+        learning_rate=5e-4, beta=0.2, seed=1, progress=False,
     )  # fmt: skip
 
 
@@ -49,6 +53,30 @@ def test_scaling_divides_scores_and_finer_credit():
     assert spread(lambda p, c: [1.0, 3.0, 5.0, 5.0], ["p"] * 4, ["c"] * 4, 2) == 0.5
 
 
-def test_an_unknown_profile_is_named(world, patient):
-    with pytest.raises(AlignkitError, match="smoke, standard, thorough"):
-        evaluation.side_by_side(world, patient, {}, profile="quick")
+def test_the_optimizer_and_the_length_are_the_callers(world, patient):
+    asked = []
+
+    def untouched(policy, prompts, reward, **options):
+        asked.append(options)
+        return policy
+
+    table = evaluation.side_by_side(world, patient, {"gold": rewards.GoldReward(world)}, treat=untouched, steps=1,
+                                    prompts_per_step=2, group_size=3, n=2, n_reference=20, prompts=2, max_new_tokens=9,
+                                    clip=0.1)  # fmt: skip
+    assert asked[0]["steps"] == 1 and asked[0]["max_new_tokens"] == 9 and asked[0]["clip"] == 0.1
+    assert table.loc["gold", "gold gained (sd)"] == 0 and table.loc["gold", "KL (nats)"] == pytest.approx(0, abs=1e-6)
+
+
+def test_numbers_below_one_are_named(world, patient):
+    with pytest.raises(AlignkitError, match="n_reference must be"):
+        evaluation.side_by_side(world, patient, {}, steps=1, prompts_per_step=1, group_size=2, n=1, n_reference=0,
+                                prompts=1)  # fmt: skip
+
+
+def test_the_notebooks_that_share_a_table_share_its_budget():
+    """03 to 06 lay their tables beside each other, so what a treatment may cost must be the same in all."""
+    cells = []
+    for stem in ("03_construction_basis", "04_format", "05_expression", "06_granularity"):
+        code = ["".join(c["source"]) for c in json.loads((NOTEBOOKS / f"{stem}.ipynb").read_text("utf-8"))["cells"]]
+        cells.append(re.findall(r"^BUDGET = .*?^ANSWERS = .*?$", "\n".join(code), re.DOTALL | re.MULTILINE))
+    assert [len(found) for found in cells] == [1] * 4 and len({found[0] for found in cells}) == 1

@@ -1,11 +1,11 @@
-"""What a treatment bought: the yardstick, curves read at a KL, costs, and averaged weights."""
+"""What a treatment bought: the yardstick, curves read at a KL, and costs."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from datasets import Dataset
 
-from alignkit import optimize
+from alignkit import evaluation, optimize, worlds
 from alignkit.errors import AlignkitError
 from alignkit.evaluation import treatments
 from alignkit.evaluation.core import frontier
@@ -20,7 +20,7 @@ def gold_of(world):
 
 @pytest.fixture(scope="module")
 def rod(world, patient):
-    return treatments.yardstick(world, patient, world.prompts("seen")[::25], samples=400, seed=5)
+    return treatments.yardstick(world, patient, world.prompts("seen")[::25], n=400, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def treated(world, patient):
 def test_the_untreated_patient_gains_nothing(rod, patient):
     measured = rod.measure(patient, n=64, seed=9)
     assert measured["kl"] == pytest.approx(0, abs=1e-6) and abs(measured["gain"]) < 0.25
-    assert rod.optimum(0.0) == 0
+    assert rod.optimum(0.0) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_treated_policy_gains_but_never_more_than_the_optimum(rod, treated):
@@ -56,7 +56,7 @@ def test_best_of_n_stays_below_the_optimum_and_random_choice_gains_nothing(rod):
 
 
 def test_a_frontier_lengthened_by_guides_agrees_where_both_reach_and_reaches_farther(rod, treated):
-    longer = treatments.lengthened(rod, [treated], samples=200, seed=6)
+    longer = treatments.lengthened(rod, [treated], n=200, seed=6)
     for kl in (0.3, 0.6):
         assert longer.optimum(kl) == pytest.approx(rod.optimum(kl), rel=0.12)
     assert longer.reach > rod.reach > 0.5
@@ -68,7 +68,7 @@ def test_weighted_frontier_is_exact_in_the_bandit():
     other = rng.dirichlet(np.full(6, 20.0))
     drawn = rng.choice(6, size=(1, 200_000), p=other)
     betas = [2.0, 0.7, 0.3]
-    found = treatments.weighted_frontier(reward[drawn], np.log(reference / other)[drawn], betas)
+    found = frontier(reward[drawn], betas, log_weight=np.log(reference / other)[drawn])
     for k, beta in enumerate(betas):
         best = reference * np.exp(reward / beta)
         best /= best.sum()
@@ -79,7 +79,7 @@ def test_weighted_frontier_is_exact_in_the_bandit():
 def test_equal_weights_are_the_plain_frontier():
     reward = np.random.default_rng(0).normal(size=(3, 500))
     betas = np.array([2.0, 0.5])
-    plain, weighted = frontier(reward, betas), treatments.weighted_frontier(reward, np.zeros_like(reward), betas)
+    plain, weighted = frontier(reward, betas), frontier(reward, betas, log_weight=np.full_like(reward, 3.0))
     assert np.allclose(plain.kl, weighted.kl) and np.allclose(plain.value, weighted.value)
     assert np.allclose(plain.ess, weighted.ess)
 
@@ -107,15 +107,47 @@ def test_cost_adds_up_the_legs(treated, patient, pairs):
     assert both["completions_sampled"] == 64 and both["backward_rows"] == 64 and both["forward_rows"] == 128
 
 
-def test_averaged_weights(treated, patient):
-    middle = treatments.averaged([treated, patient])
-    for key, value in middle.model.state_dict().items():
-        expected = (treated.model.state_dict()[key] + patient.model.state_dict()[key]) / 2
-        assert torch.allclose(value, expected)
-    with pytest.raises(AlignkitError, match="no policies"):
-        treatments.averaged([])
+def test_supervised_fine_tuning_costs_what_it_reads(patient, pairs):
+    """40 rows, one pass: 40 completions forward and back, and no reference. Pairs: both sides, and once a reference."""
+    shown = Dataset.from_dict({"prompt": pairs["prompt"][:40], "completion": pairs["chosen"][:40]})
+    taught = optimize.sft(patient, shown, epochs=1, batch_size=20, progress=False)
+    bill = treatments.cost([taught])
+    assert (bill["forward_rows"], bill["backward_rows"]) == (40, 40)
+    twice = treatments.cost([optimize.dpo(patient, pairs.select(range(20)), epochs=2, batch_size=20, progress=False)])
+    assert (twice["forward_rows"], twice["backward_rows"]) == (2 * 40 + 40, 2 * 40)
+    thumbs = shown.select(range(20)).add_column("label", [True, False] * 10)
+    kto = treatments.cost([optimize.kto(patient, thumbs, epochs=1, batch_size=20, progress=False)])
+    assert (kto["forward_rows"], kto["backward_rows"]) == (2 * 20 + 40, 20)
+
+
+def test_columns_reach_gold_and_the_length_is_the_callers(patient):
+    class Quiz(worlds.AspectWorld):
+        name, version, aspects = "quiz", "quiz-v1", ("right",)
+
+        def gold_aspects(self, prompts, completions, answer):
+            return {"right": np.array([float(len(a)) for a in answer])}
+
+        def gold(self, prompts, completions, answer):
+            return self.gold_aspects(prompts, completions, answer)["right"]
+
+    asked = Dataset.from_dict({"prompt": ["how do i make tea ?", "how do i bake bread ?"], "answer": ["a", "bbb"]})
+    rod = treatments.yardstick(Quiz(), patient, asked, n=3, max_new_tokens=4)
+    assert rod.gold.tolist() == [[1] * 3, [3] * 3] and max(len(t.split()) for texts in rod.said for t in texts) <= 4
+    assert rod.measure(patient, n=2)["gain"] == 0 and rod.measure(patient, n=2)["tokens"] <= 4
+    shown = evaluation.chart(Quiz(), patient, prompts=asked, n=2, max_new_tokens=4)
+    assert shown.table.loc[("gold", "gold"), "before"] == 2
+    assert shown.samples["completion"].str.split().str.len().max() <= 4
+
+
+def test_the_frontier_starts_at_the_reference_and_ends_where_samples_do():
+    reward = np.random.default_rng(2).normal(size=(2, 4000))
+    found = frontier(reward, betas=np.geomspace(2, 0.2, 20))
+    first = found.kl.min()
+    assert found.start == pytest.approx(reward.mean()) and found.at(0.0) == pytest.approx(reward.mean())
+    assert found.at(first / 2) == pytest.approx(found.start + np.sqrt(first), rel=0.1)  # of a normal: sqrt(2 KL)
+    assert found.start < found.at(first / 2) < found.at(first * 1.001) and np.isnan(found.at(found.reach * 1.01))
 
 
 def test_too_few_samples_are_refused(world, patient):
     with pytest.raises(AlignkitError, match="1,000 or more"):
-        treatments.yardstick(world, patient, world.prompts("seen")[:1], samples=1)
+        treatments.yardstick(world, patient, world.prompts("seen")[:1], n=1)

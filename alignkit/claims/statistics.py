@@ -1,4 +1,4 @@
-"""The statistics of the ledger: rules, 95 % intervals, verdicts, p-values, and Holm's correction.
+"""The statistics of the ledger: rules, verdicts, p-values, and Holm's correction (intervals: `alignkit.intervals`).
 
 A claim's evidence is one value per seed. For `seeded` claims that is a number, and the interval is Student's
 t over seeds; for `population` claims it is a list of (x, y) points, and the interval is a cluster bootstrap
@@ -9,17 +9,11 @@ is nothing to estimate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
 from alignkit.errors import AlignkitError
-
-LEVEL = 0.95
-BOOTSTRAP_RESAMPLES = 4000
-BOOTSTRAP_SEED = 0
+from alignkit.intervals import Estimate, mean_estimate, rank_correlation
 
 KINDS = ("identity", "demonstration", "seeded", "population")
 FINDINGS = ("seeded", "population")
@@ -81,100 +75,13 @@ def _number(value: object, where: str) -> float:
     return number
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval over seeds, and one-sided p-values against any bound.
-
-    `greater(m)` is the p-value of "the true value is above m", `less(m)` of "it is below m". With a single
-    seed there is no interval: `low`, `high`, `greater` and `less` are None.
-    """
-
-    n: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-    greater: Callable[[float], float] | None = None
-    less: Callable[[float], float] | None = None
-
-    @property
-    def has_interval(self) -> bool:
-        return self.low is not None
-
-
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and two-sided 95 % t-interval over seeds. Identical values give an interval of width zero."""
-    x = np.asarray(values, dtype=float)
-    n, mean = len(x), float(np.mean(x))
-    if n < 2:
-        return Estimate(n, mean)
-    error = float(np.std(x, ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * error
-
-    def greater(bound: float) -> float:
-        if error == 0:
-            return 0.0 if mean > bound else 1.0
-        return float(stats.t.sf((mean - bound) / error, n - 1))
-
-    def less(bound: float) -> float:
-        if error == 0:
-            return 0.0 if mean < bound else 1.0
-        return float(stats.t.cdf((mean - bound) / error, n - 1))
-
-    return Estimate(n, mean, mean - half, mean + half, greater, less)
-
-
-def spearman(points: np.ndarray) -> float:
-    """Spearman's rank correlation of (x, y) points; 0 if x or y is constant (no order to agree on)."""
-    # Pearson's correlation of the ranks: four times faster than scipy's spearmanr, which the bootstrap feels
-    ranks = stats.rankdata(points, axis=0)
-    ranks = ranks - ranks.mean(axis=0)
-    norm = math.sqrt(float((ranks[:, 0] ** 2).sum() * (ranks[:, 1] ** 2).sum()))
-    return float(ranks[:, 0] @ ranks[:, 1]) / norm if norm else 0.0
-
-
-def correlation_over_seeds(points: Sequence[Sequence[Sequence[float]]]) -> Estimate:
-    """Spearman's correlation over the points of all seeds; 95 % percentile interval, resampling whole seeds.
-
-    Points of one seed share a patient and are not independent, so seeds are the unit that is resampled. With
-    few seeds a percentile bootstrap is somewhat too narrow. The bootstrap's own seed is fixed: same evidence,
-    same interval.
-    """
-    clusters = [np.asarray(p, dtype=float).reshape(-1, 2) for p in points]
-    rho = spearman(np.concatenate(clusters))
-    if len(clusters) < 2:
-        return Estimate(len(clusters), rho)
-    result = stats.bootstrap(
-        (np.arange(len(clusters)),),
-        lambda picked: spearman(np.concatenate([clusters[i] for i in picked])),
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        vectorized=False,
-        method="percentile",
-        confidence_level=LEVEL,
-        rng=np.random.default_rng(BOOTSTRAP_SEED),
-    )
-    draws = result.bootstrap_distribution
-
-    def share(hits: np.ndarray) -> float:
-        return float((hits.sum() + 1) / (len(hits) + 1))  # never exactly 0: the resamples are finite
-
-    low, high = map(float, result.confidence_interval)
-    return Estimate(
-        n=len(clusters),
-        value=rho,
-        low=low,
-        high=high,
-        greater=lambda bound: share(draws <= bound),
-        less=lambda bound: share(draws >= bound),
-    )
-
-
 def estimate(kind: str, values: Sequence) -> Estimate:
     """The estimate that belongs to a claim's kind, from one value per seed (at least one)."""
     if kind == "population":
-        return correlation_over_seeds(values)
+        return rank_correlation(values)
     if kind == "identity":
-        return Estimate(len(values), float(max(values)))  # the worst run is what counts
-    return mean_over_seeds(values)
+        return Estimate(float(max(values)), n=len(values))  # the worst run is what counts
+    return mean_estimate(values)
 
 
 def verdict(rule: Rule, found: Estimate) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignkit.claims.statistics import FINDINGS, spearman
+from alignkit.claims.statistics import FINDINGS
+from alignkit.intervals import spearman
 
 MARKS = {
     "reproduced": "✓ reproduced",

@@ -1,13 +1,16 @@
-"""The measurement core: sequence KL, best-of-n, the frontier of the exact optimum. Proved against enumeration in tests.
+"""The measurement core: sequence KL, best-of-n, the frontier of the exact optimum, fronts of several objectives. Proved
+against enumeration in tests.
 
 Arrays named `scores`, `proxy`, `gold` have shape (prompts, samples): many samples of the *reference* for each prompt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
@@ -106,46 +109,61 @@ def kl_bound(ns) -> np.ndarray:
 @dataclass
 class Frontier:
     """Points of the exact optimum, one entry for each beta: mean over prompts of KL (nats) and of the reward, and the
-    smallest effective sample size over prompts. `shown()` drops points below MIN_ESS."""
+    smallest effective sample size over prompts. `start`: the reward at a KL of 0, the reference's own."""
 
     beta: np.ndarray
     kl: np.ndarray
     value: np.ndarray
     ess: np.ndarray
+    start: float = float("nan")
 
     def shown(self) -> Frontier:
+        """Without the points whose effective sample size is below MIN_ESS."""
         keep = self.ess >= MIN_ESS
-        return Frontier(self.beta[keep], self.kl[keep], self.value[keep], self.ess[keep])
+        return Frontier(self.beta[keep], self.kl[keep], self.value[keep], self.ess[keep], self.start)
+
+    @property
+    def reach(self) -> float:
+        """The largest KL (nats) up to which the optimum is known; 0 if there are too few samples for any."""
+        return float(self.shown().kl.max(initial=0.0))
 
     def at(self, kl: float) -> float:
-        """The optimum's reward at this KL (linear between points); NaN beyond what the samples support."""
+        """The optimum's reward at this KL: linear between points, which errs on the low side, for it is concave;
+        before the first one it grows from `start` with the root of the KL; NaN beyond what the samples support."""
         ok = self.shown()
         if not len(ok.kl):
             return float("nan")
         order = np.argsort(ok.kl)
-        return float(np.interp(kl, ok.kl[order], ok.value[order], right=np.nan))
+        x, y = ok.kl[order], ok.value[order]
+        if kl < x[0] and np.isfinite(self.start):
+            return float(self.start + (y[0] - self.start) * np.sqrt(max(kl, 0.0) / x[0]))
+        return float(np.interp(kl, x, y, right=np.nan))
 
 
-def frontier(reward: np.ndarray, betas=None, values: np.ndarray | None = None) -> Frontier:
+def frontier(reward: np.ndarray, betas=None, values: np.ndarray | None = None,
+             log_weight: np.ndarray | None = None) -> Frontier:  # fmt: skip
     """The best reward that any policy reaches at each KL: pi_ref * exp(r / beta) / Z with one beta for all prompts.
 
     By tilting samples of the reference: weights proportional to exp(r / beta) within each prompt. `values` (default:
     the reward itself) is what is averaged under the tilted distribution. Take 20,000 samples a prompt for KL up to 4.
+    Samples of another distribution come with `log_weight` = log pi_ref - log theirs, shape (prompts, samples).
     """
     reward = np.atleast_2d(np.asarray(reward, dtype=float))
     values = reward if values is None else np.atleast_2d(values)
     betas = np.geomspace(20, 0.05, 60) if betas is None else np.asarray(betas, dtype=float)
-    points = [_tilt(reward, values, beta) for beta in betas]
+    points = [_tilt(reward, values, beta, log_weight) for beta in betas]
     kl, value, ess = (np.array(column) for column in zip(*points, strict=True))
-    return Frontier(betas, kl, value, ess)
+    return Frontier(betas, kl, value, ess, float(_tilt(reward, values, np.inf, log_weight)[1]))
 
 
-def _tilt(reward: np.ndarray, values: np.ndarray, beta: float) -> tuple[float, float, float]:
-    logw = reward / beta
-    logw = logw - logsumexp(logw, axis=1, keepdims=True)
-    w = np.exp(logw)
-    kl = (w * logw).sum(1) + np.log(reward.shape[1])
-    return kl.mean(), (w * values).sum(1).mean(), (1 / (w**2).sum(1)).min()
+def _tilt(reward: np.ndarray, values: np.ndarray, beta: float, log_weight: np.ndarray | None = None):
+    """KL and values of the optimum, means over prompts, and the least effective sample size of a prompt. `values`:
+    (prompts, samples), or with any axes before these, which stay."""
+    tilt, known = reward / beta, np.zeros_like(reward) if log_weight is None else log_weight
+    log_z = logsumexp(tilt + known, axis=1, keepdims=True)
+    w = np.exp(tilt + known - log_z)
+    kl = (w * tilt).sum(1) - (log_z[:, 0] - logsumexp(known, axis=1))
+    return kl.mean(), (w * values).sum(-1).mean(-1), (1 / (w**2).sum(1)).min()
 
 
 def beta_for_kl(reward: np.ndarray, kl: float) -> float:
@@ -158,3 +176,76 @@ def beta_for_kl(reward: np.ndarray, kl: float) -> float:
             f"{low:.2g} to {high:.2g}; ask for less or draw more samples a prompt"
         )
     return float(np.exp(brentq(lambda b: _tilt(reward, reward, np.exp(b))[0] - kl, np.log(1e-3), np.log(1e3))))
+
+
+# -- several objectives ------------------------------------------------------------------------------------------------
+# All are to be made large. The exact optimum of w . r - beta KL is pi_ref * exp(w . r / beta) / Z.
+
+
+def non_dominated(points) -> np.ndarray:
+    """Which rows no other row dominates: is at least as good in all objectives and better in one; (N, K) to (N,).
+
+    Equal rows keep each other.
+    """
+    points = _points(points)
+    at_least = (points[None] >= points[:, None]).all(2)  # [i, j]: j at least as good as i
+    better = (points[None] > points[:, None]).any(2)
+    return ~(at_least & better).any(1)
+
+
+def hypervolume(points, reference: Sequence[float]) -> float:
+    """Area that two-objective points dominate, above and to the right of `reference`; points below it add nothing."""
+    points, reference = _points(points), np.asarray(reference, dtype=np.float64)
+    if points.shape[1] != 2 or reference.shape != (2,):
+        raise AlignkitError(f"hypervolume is for two objectives: points {points.shape}, reference {reference.shape}")
+    gained = np.maximum(points - reference, 0.0)
+    area, height = 0.0, 0.0
+    for width, top in sorted(gained.tolist(), reverse=True):
+        if top > height:
+            area, height = area + width * (top - height), top
+    return area
+
+
+def tilted(rewards, weights: Sequence[float], beta: float) -> dict:
+    """The exact optimum for these weights, from the reference's samples: `value` of each objective, `kl` (nats), `ess`.
+
+    `rewards`: (K, prompts, samples); means over prompts, `ess` the least effective sample size of a prompt.
+    """
+    rewards = _rewards(rewards, weights)
+    kl, value, ess = _tilt(np.tensordot(np.asarray(weights, dtype=np.float64), rewards, 1), rewards, beta)
+    return {"value": value, "kl": float(kl), "ess": float(ess)}
+
+
+def tilted_front(rewards, weights: Sequence[Sequence[float]], kl: float | None = None, beta: float | None = None,
+                 names: Sequence[str] | None = None) -> pd.DataFrame:  # fmt: skip
+    """The exact front: a row for each weight vector, all at one KL (nats) or all at one beta.
+
+    Columns: the objectives (`names`, default 0, 1, ...), kl, beta, ess. Take many samples; look at `ess`.
+    """
+    if (kl is None) == (beta is None):
+        raise AlignkitError("tilted_front: give either kl (nats) or beta, and not both")
+    rewards = np.asarray(rewards, dtype=np.float64)
+    rows = []
+    for w in weights:
+        score = np.tensordot(np.asarray(w, dtype=np.float64), _rewards(rewards, w), 1)
+        b = beta_for_kl(score, kl) if beta is None else beta
+        point = tilted(rewards, w, b)
+        rows.append({**dict(zip(names or range(len(rewards)), point["value"], strict=True)), "kl": point["kl"],
+                     "beta": b, "ess": point["ess"]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _points(points) -> np.ndarray:
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or not np.isfinite(points).all():
+        raise AlignkitError(f"points must be finite numbers, a row a policy and a column an objective; {points.shape}")
+    return points
+
+
+def _rewards(rewards, weights: Sequence[float]) -> np.ndarray:
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if rewards.ndim != 3 or len(rewards) != len(weights):
+        raise AlignkitError(
+            f"rewards have shape {rewards.shape}; {len(weights)} weights need ({len(weights)}, prompts, samples)"
+        )
+    return rewards

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import binom, binomtest
+from scipy.stats import binom
 
 from alignkit.errors import AlignkitError
+from alignkit.intervals import share_above
 from alignkit.rewards.base import Reward
 from alignkit.rewards.scalar import score_pairs
 
@@ -37,8 +38,7 @@ def usual_rate(agrees: Sequence[float], confidence: float = 0.99) -> float:
     agrees = _checked(agrees)
     if not len(agrees):
         raise AlignkitError("usual_rate: no labels; keep some of the old ones apart from the fit")
-    exact = binomtest(int(np.floor(agrees.sum())), len(agrees), alternative="greater")
-    return float(exact.proportion_ci(confidence_level=confidence, method="exact").low)
+    return share_above(int(np.floor(agrees.sum())), len(agrees), confidence)
 
 
 def watch(agrees: Sequence[float], rate: float, alpha: float = 0.01, bets: Sequence[float] = BETS) -> Watch:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from alignkit.errors import AlignkitError
+from alignkit.intervals import resampled
 
 FORMS = ("line", "best-of-n", "rl")
 ROUNDING = 1e-9  # a KL of nothing may come out this far below 0
@@ -108,8 +109,7 @@ def bootstrap_fit(
     if kl.shape != gain.shape or len(kl) < 2:
         raise AlignkitError(f"bootstrap_fit needs two tables (rows, points) of one shape with two rows or more; got "
                             f"{kl.shape} and {gain.shape}")  # fmt: skip
-    rng = np.random.default_rng([seed, 13])
-    picks = [np.arange(len(kl)), *rng.integers(0, len(kl), (resamples, len(kl)))]
+    picks = [np.arange(len(kl)), *resampled(len(kl), resamples, np.random.default_rng([seed, 13]))]
     found = pd.DataFrame([_numbers(fit_form(kl[p].mean(0), gain[p].mean(0), form)) for p in picks])
     tails = found.iloc[1:].quantile([(1 - level) / 2, (1 + level) / 2], interpolation="nearest")
     return pd.DataFrame({"value": found.iloc[0], "low": tails.iloc[0], "high": tails.iloc[1]})

@@ -5,21 +5,21 @@ A swept method is a list of points, one for each policy on the way; `at` reads s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import logsumexp
-from torch import Tensor
+from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.evaluation.core import Frontier, best_of_n_curve, best_of_n_kl, frontier, sequence_kl
+from alignkit.feedback.answers import asked_of
 from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward
-from alignkit.worlds.base import World
+from alignkit.worlds.base import World, judge_rows
 
 COSTS = ("completions_sampled", "forward_rows", "backward_rows", "updates", "seconds")
 
@@ -27,7 +27,8 @@ COSTS = ("completions_sampled", "forward_rows", "backward_rows", "updates", "sec
 @dataclass
 class Yardstick:
     """One patient on some prompts: `said`, its samples, a list a prompt; `gold`, theirs, shape (prompts, samples);
-    `base`, the mean gold; `best`, the exact optimum's frontier, from those samples (or, with `lengthened`, more)."""
+    `base`, the mean gold; `best`, the exact optimum's frontier, from those samples (or, with `lengthened`, more).
+    `columns` of the prompts' rows reach the world's gold."""
 
     world: World
     patient: Policy
@@ -35,6 +36,8 @@ class Yardstick:
     said: list[list[str]]
     gold: np.ndarray
     best: Frontier
+    max_new_tokens: int = 48
+    columns: Mapping[str, Sequence] = field(default_factory=dict)
 
     @property
     def base(self) -> float:
@@ -43,23 +46,18 @@ class Yardstick:
     @property
     def reach(self) -> float:
         """The largest KL (nats) up to which the optimum is known; 0 if there are too few samples for any."""
-        return float(self.best.shown().kl.max(initial=0.0))
+        return self.best.reach
 
     def optimum(self, kl: float) -> float:
         """The exact optimum's gain of gold at this KL (nats); NaN beyond what the samples support."""
-        return self.best.at(kl) - self.base if kl > self.best.kl.min() else self._near(kl)
-
-    def _near(self, kl: float) -> float:
-        """Below the frontier's first point the gain grows with the root of the KL."""
-        first = int(self.best.kl.argmin())
-        return float((self.best.value[first] - self.base) * np.sqrt(max(kl, 0) / self.best.kl[first]))
+        return self.best.at(kl) - self.base
 
     def measure(self, policy: Policy, n: int = 32, seed: int = 0) -> dict[str, float]:
         """`kl` (nats), gold `gain`ed, `efficiency` (gain over the optimum's gain at that KL), the mean of `tokens` and
         `gold_sd` within prompts, from n samples a prompt."""
-        kl = float(sequence_kl(policy, self.patient, self.prompts, n, seed).mean())
-        said = policy.rollout(self.prompts, n, seed=seed)
-        gold = self.world.gold(said.prompts, said.completions)
+        kl = float(sequence_kl(policy, self.patient, self.prompts, n, seed, self.max_new_tokens).mean())
+        said = policy.rollout(self.prompts, n, seed=seed, max_new_tokens=self.max_new_tokens)
+        gold = self.judge(said.prompts, said.completions)
         gain = float(gold.mean()) - self.base
         spread = float(gold.reshape(len(self.prompts), n).std(1).mean())
         tokens = float(said.batch.mask.sum(1).double().mean())
@@ -67,9 +65,15 @@ class Yardstick:
         efficiency = gain / best if best > 0 else float("nan")
         return {"kl": kl, "gain": gain, "efficiency": efficiency, "tokens": tokens, "gold_sd": spread}
 
-    def scores(self, reward: Reward | Callable, samples: int | None = None) -> np.ndarray:
-        """What a reward says of the first `samples` (default: all) samples of each prompt, shape (prompts, samples)."""
-        some = [texts[:samples] for texts in self.said]
+    def judge(self, prompts: list, completions: list[str]) -> np.ndarray:
+        """The world's gold of completions, equally many for each of `self.prompts` in turn."""
+        each = len(completions) // len(self.prompts)
+        known = {name: [value for value in values for _ in range(each)] for name, values in self.columns.items()}
+        return judge_rows(self.world.gold, prompts, completions, known)
+
+    def scores(self, reward: Reward | Callable, n: int | None = None) -> np.ndarray:
+        """What a reward says of the first n (default: all) samples of each prompt, shape (prompts, samples)."""
+        some = [texts[:n] for texts in self.said]
         asked = [prompt for prompt, texts in zip(self.prompts, some, strict=True) for _ in texts]
         return as_reward(reward)(asked, [text for texts in some for text in texts]).scores.reshape(len(some), -1)
 
@@ -83,50 +87,39 @@ class Yardstick:
                              "efficiency": gain / np.array([self.optimum(k) for k in kl])})  # fmt: skip
 
 
-def yardstick(world: World, patient: Policy, prompts: list, samples: int = 2000, seed: int = 0) -> Yardstick:
-    """From `samples` of the patient for each prompt: some 2,000 reach 2 nats, 20,000 reach 4."""
-    if samples < 2:
-        raise AlignkitError(f"yardstick: the optimum can't be read off {samples} sample a prompt; take 1,000 or more")
-    said = patient.sample(prompts, samples, seed=seed)
-    gold = np.stack([world.gold([prompt] * samples, texts) for prompt, texts in zip(prompts, said, strict=True)])
-    return Yardstick(world, patient, prompts, said, gold, frontier(gold))
+def yardstick(world: World, patient: Policy, prompts: Sequence | Dataset, n: int = 2000, seed: int = 0,
+              max_new_tokens: int = 48) -> Yardstick:  # fmt: skip
+    """From n samples of the patient for each prompt: some 2,000 reach 2 nats, 20,000 reach 4."""
+    if n < 2:
+        raise AlignkitError(f"yardstick: the optimum can't be read off {n} sample a prompt; take 1,000 or more")
+    prompts, columns = asked_of(prompts)
+    said = patient.sample(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
+    known = Yardstick(world, patient, prompts, said, np.empty((len(prompts), 0)), None, max_new_tokens, columns)
+    gold = known.judge([prompt for prompt in prompts for _ in range(n)], [text for texts in said for text in texts])
+    gold = gold.reshape(len(prompts), n)
+    return replace(known, gold=gold, best=frontier(gold))
 
 
-def lengthened(known: Yardstick, guides: Sequence[Policy], samples: int = 256, seed: int = 0) -> Yardstick:
+def lengthened(known: Yardstick, guides: Sequence[Policy], n: int = 256, seed: int = 0) -> Yardstick:
     """The same yardstick with a frontier that reaches farther, by samples of treated policies, which lie out there.
 
-    Multiple importance sampling: `samples` of the patient and of each guide, weighted by pi_ref / (their mixture). The
-    patient is part of the mixture, so nothing that it can say is left out, whatever the guides are. At each beta that
-    estimate is kept, old or new, which has the larger effective sample size.
+    Multiple importance sampling: n samples a prompt of the patient and of each guide, weighted by pi_ref / (their
+    mixture). The patient is part of the mixture, so nothing that it can say is left out, whatever the guides are. At
+    each beta that estimate is kept, old or new, which has the larger effective sample size.
     """
     policies = [known.patient, *guides]
     logw, gold = [], []
     for k, sampler in enumerate(policies):
-        said = sampler.rollout(known.prompts, samples, seed=seed * 1000 + k)
+        said = sampler.rollout(known.prompts, n, seed=seed * 1000 + k, max_new_tokens=known.max_new_tokens)
         each = torch.stack([summed_logprobs(policy, said.batch).double() for policy in policies])
         mixture = torch.logsumexp(each, 0) - np.log(len(policies))
-        logw.append((each[0] - mixture).reshape(len(known.prompts), samples).cpu().numpy())
-        gold.append(known.world.gold(said.prompts, said.completions).reshape(len(known.prompts), samples))
+        logw.append((each[0] - mixture).reshape(len(known.prompts), n).cpu().numpy())
+        gold.append(known.judge(said.prompts, said.completions).reshape(len(known.prompts), n))
     logw, gold = np.concatenate(logw, 1), np.concatenate(gold, 1)
-    old, new = known.best, weighted_frontier(gold, logw, known.best.beta)
+    old, new = known.best, frontier(gold, known.best.beta, log_weight=logw)
     better = new.ess > old.ess
     columns = (np.where(better, getattr(new, name), getattr(old, name)) for name in ("kl", "value", "ess"))
-    return replace(known, best=Frontier(old.beta, *columns))
-
-
-def weighted_frontier(reward: np.ndarray, log_weight: np.ndarray, betas: Iterable[float]) -> Frontier:
-    """`frontier` from samples of another distribution than the reference; log_weight = log pi_ref / theirs, up to
-    sampling noise normalized; both (prompts, samples)."""
-    points = []
-    for beta in betas:
-        logw = reward / beta + log_weight
-        log_z = logsumexp(logw, axis=1, keepdims=True)
-        w = np.exp(logw - log_z)
-        log_z = log_z - logsumexp(log_weight, axis=1, keepdims=True)
-        kl = (w * (reward / beta)).sum(1) - log_z[:, 0]
-        points.append((kl.mean(), (w * reward).sum(1).mean(), (1 / (w**2).sum(1)).min()))
-    kl, value, ess = (np.array(column) for column in zip(*points, strict=True))
-    return Frontier(np.asarray(list(betas), dtype=float), kl, value, ess)
+    return replace(known, best=Frontier(old.beta, *columns, old.start))
 
 
 def at(points: pd.DataFrame, kl: float, column: str = "gain") -> float:
@@ -147,32 +140,9 @@ def efficiency_at(points: pd.DataFrame, yardstick: Yardstick, kls: Sequence[floa
 
 
 def cost(policies: Sequence[Policy], pairs_sampled: int = 0) -> dict[str, float]:
-    """What a treatment in several legs has cost in all, by `policy.spent`.
-
-    Methods on fixed pairs count what they read: two completions a pair forward and backward, and the reference once
-    more; `pairs_sampled` pairs had to be sampled for them.
+    """What a treatment in several legs has cost in all, by `policy.spent`: completions sampled, completions read in
+    forward passes (by the policy, and by its reference, which methods on fixed data read once) and in backward passes,
+    updates, seconds. `pairs_sampled` pairs had to be sampled for the data.
     """
-    total = dict.fromkeys(COSTS, 0.0)
-    for policy in policies:
-        spent = policy.spent
-        read = 2 * spent.get("rows_read", 0)
-        if "forward_rows" not in spent:
-            spent = {**spent, "forward_rows": 2 * read, "backward_rows": read}
-        for name in COSTS:
-            total[name] += spent.get(name, 0)
-    total["completions_sampled"] += 2 * pairs_sampled
-    return total
-
-
-def averaged(policies: Sequence[Policy], name: str = "average") -> Policy:
-    """The policy whose weights are the mean of these policies' weights."""
-    if not policies:
-        raise AlignkitError("averaged: no policies were given")
-    mean = policies[-1].copy(name)
-    states = [policy.model.state_dict() for policy in policies]
-    mean.model.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
-    return mean
-
-
-def _mean(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).mean(0)
+    total = {name: sum(policy.spent.get(name, 0) for policy in policies) for name in COSTS}
+    return {**total, "completions_sampled": total["completions_sampled"] + 2 * pairs_sampled}

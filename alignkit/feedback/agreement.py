@@ -11,6 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from alignkit.feedback.answers import further
 from alignkit.feedback.compare import PAIR
+from alignkit.intervals import wilson
 from alignkit.worlds.base import World, judge_rows
 
 
@@ -81,6 +82,5 @@ def length_leaning(labels: Dataset) -> Leaning:
 def _leaning(hits: np.ndarray) -> Leaning:
     if not len(hits):
         return Leaning(float("nan"), 0.0, 1.0, 1.0, 0)
-    test = binomtest(int(hits.sum()), len(hits))
-    low, high = test.proportion_ci(method="wilson")
-    return Leaning(test.statistic, float(low), float(high), float(test.pvalue), len(hits))
+    found, p_value = wilson(hits.sum(), len(hits)), binomtest(int(hits.sum()), len(hits)).pvalue
+    return Leaning(found.value, found.low, found.high, float(p_value), len(hits))

@@ -30,6 +30,17 @@ def one_by_one(answers: Dataset) -> Dataset:
     return Dataset.from_dict({**columns, **further(answers, ("prompt", "completions"), row)})
 
 
+def asked_of(prompts: Sequence | Dataset) -> tuple[list, dict[str, list]]:
+    """The prompts of a list, or of a Dataset with a column `prompt`, and the Dataset's further columns."""
+    if not isinstance(prompts, Dataset):
+        if isinstance(prompts, str):
+            raise DataError("prompts must be a list of prompts, or a Dataset with a column 'prompt', not one string")
+        return list(prompts), {}
+    if "prompt" not in prompts.column_names:
+        raise DataError(f"prompts need the column 'prompt'; found {prompts.column_names}")
+    return prompts["prompt"][:], further(prompts, ("prompt",))
+
+
 def further(data: Dataset, used: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, list]:
     """The columns of `data` besides those `used`, at these rows (default: all): they go along with each answer."""
     columns = {name: data[name][:] for name in data.column_names if name not in used}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator, Scorer, scores_of
-from alignkit.feedback.answers import People, assign, further
+from alignkit.feedback.answers import People, asked_of, assign, further
 from alignkit.policy import Policy
 from alignkit.worlds.base import World
 
@@ -34,10 +34,7 @@ def draw_groups(
     `prompts`: a list, or a Dataset with a column `prompt`, whose other columns go along; default: the world's `split`.
     Samples of a group differ: repeated ones are drawn again up to 50 times, and a group that still repeats is left out.
     """
-    source = prompts if isinstance(prompts, Dataset) else None
-    if isinstance(prompts, str) or (source is not None and "prompt" not in source.column_names):
-        raise DataError("prompts must be a list of prompts, or a Dataset with a column 'prompt'")
-    prompts = list(world.prompts(split) if prompts is None else prompts if source is None else source["prompt"])
+    prompts, columns = asked_of(world.prompts(split) if prompts is None else prompts)
     if n < 1 or group_size < 1 or not prompts:
         raise AlignkitError(f"n and group_size must be at least 1 and prompts must not be empty (n={n}, "
                             f"group_size={group_size})")  # fmt: skip
@@ -54,8 +51,8 @@ def draw_groups(
         for i, (text,) in zip(short, again, strict=True):
             groups[i] = list(dict.fromkeys([*groups[i], text]))
     keep = [i for i in range(n) if len(groups[i]) == group_size]
-    along = further(source, ("prompt", "completions"), order[keep]) if source is not None else {}
-    return Dataset.from_dict({"prompt": [asked[i] for i in keep], "completions": [groups[i] for i in keep], **along})
+    along = {name: [values[i] for i in order[keep]] for name, values in columns.items()}
+    return Dataset.from_dict({**along, "prompt": [asked[i] for i in keep], "completions": [groups[i] for i in keep]})
 
 
 def draw_pairs(

@@ -132,7 +132,8 @@ def online_dpo(
         }
 
     train_on_fresh(treated, prompts, loss_of, steps, batch_size, learning_rate, seed, **options)
-    treated.spent |= {"completions_sampled": 2 * steps * batch_size, "judgments": steps * batch_size}
+    treated.spent |= {"completions_sampled": 2 * steps * batch_size, "judgments": steps * batch_size,
+                      "forward_rows": 4 * steps * batch_size, "backward_rows": 2 * steps * batch_size}  # fmt: skip
     return treated
 
 

@@ -115,7 +115,9 @@ def from_pairs(
         noted = {f"{key}_log_ratio": value - given[f"ref_{key}"] for key, value in now.items()}
         return each.sum() / len(minibatch), {"accuracy": margin > 0, "margin": scale * margin, **noted}
 
-    return train(treated, loss_of, pair_lengths(both), sides=2 + len(sides), prompts=pairs["prompt"][:16], **options)
+    texts = 2 + len(sides)
+    return train(treated, loss_of, pair_lengths(both), sides=texts, reference_rows=texts * n,
+                 prompts=pairs["prompt"][:16], **options)  # fmt: skip
 
 
 PAIR_METHODS: dict[str, Callable[..., Policy]] = {}
@@ -215,7 +217,8 @@ def kto(
         }
 
     lengths = torch.maximum(own.attention.sum(1), other.attention.sum(1))
-    return train(treated, loss_of, lengths, seed=seed, prompts=prompts[:16], **options)
+    return train(treated, loss_of, lengths, seed=seed, beside=1, reference_rows=len(own) + len(other),
+                 prompts=prompts[:16], **options)  # fmt: skip
 
 
 def mismatched(prompts: list, seed: int) -> np.ndarray:

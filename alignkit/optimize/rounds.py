@@ -232,7 +232,8 @@ def sppo(
             log_ratio = treated.token_logprobs(batch.rows(part)).sum(1) - ref[part]
             return sppo_loss(log_ratio, rate[part], eta).sum() / len(minibatch), {"log_ratio": log_ratio}
 
-        after = train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate, **rest)
+        after = train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate,
+                      reference_rows=len(batch), **rest)  # fmt: skip
         return after, {"completions_sampled": rates.size, "judgments": rates.size * (k - 1) // 2}
 
     return in_rounds(policy, prompts, one_round, "sppo", **options)

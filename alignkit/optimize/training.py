@@ -26,6 +26,9 @@ def train(
     kind: str = "preference",
     prompts: Sequence | None = None,
     callback: Callback | None = None,
+    sides: int = 1,
+    beside: int = 0,
+    reference_rows: int = 0,
     **options,
 ) -> Policy:
     """`alignkit.training.fit` with a linear decay of the learning rate; changes and returns `treated`, whose dropout
@@ -33,6 +36,9 @@ def train(
 
     `learning_rate` None: `default_rate` of this `kind`. Training of a real model (of `SMALL` weights or more) is
     watched by `language_watch` on its `prompts`. Options: seed, progress, callback, micro_batch_tokens, checkpoint.
+
+    `spent` counts completions that were read: `backward_rows`, `sides` for each row of the data, and `forward_rows`,
+    these and those read `beside` them without a gradient, and the `reference_rows` that the reference has read before.
     """
     rate = default_rate(treated.model, kind) if learning_rate is None else learning_rate
     callbacks = [callback] if callback else []
@@ -42,8 +48,11 @@ def train(
     def after_step(step: int, policy: Policy, row: dict) -> bool:
         return any([each(step, policy, row) is True for each in callbacks])
 
-    return fit(treated, loss_of, lengths, name=treated.name, epochs=epochs, batch_size=batch_size, learning_rate=rate,
-               callback=after_step if callbacks else None, **options)  # fmt: skip
+    fit(treated, loss_of, lengths, name=treated.name, epochs=epochs, batch_size=batch_size, learning_rate=rate,
+        sides=sides, callback=after_step if callbacks else None, **options)  # fmt: skip
+    read = treated.spent["rows_read"]
+    treated.spent |= {"forward_rows": (sides + beside) * read + reference_rows, "backward_rows": sides * read}
+    return treated
 
 
 def language_watch(policy: Policy, prompts: Sequence, limit: float = 2.0, every: int = 10) -> Callback:
