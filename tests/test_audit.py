@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit import checkup, rewards, worlds
 from alignkit.checkup import examination, serving
@@ -418,9 +419,10 @@ def test_hanging_everywhere(examine):
     assert ids(audit, "serious") == {"robustness.hangs"}
 
 
+@pytest.mark.slow  # twice a quarter of a time limit that is generous to a busy machine
 def test_hanging_and_dying_on_empty_keep_the_other_checks(examine):
-    for function, told in ((hangs_on_empty, "no answer in 1.5 s"), (dies_on_empty, "exit status 7")):
-        audit = examine(function, time_limit=6)
+    for function, told in ((hangs_on_empty, "no answer in 6 s"), (dies_on_empty, "exit status 7")):
+        audit = examine(function, time_limit=24)
         (found,) = [one for one in audit.findings if one["check"] == "robustness"]
         assert told in found["finding"] and found["severity"] == "serious"
         assert ids(audit) <= {"robustness.hangs", "robustness.died"}
@@ -449,7 +451,7 @@ def test_nothing_is_left_behind(examine, tmp_path, monkeypatch):
     monkeypatch.setenv("LEFT_BEHIND", str(tmp_path / "left"))
     before = set(psutil.Process().children(recursive=True))
     examine(leaves_a_daemon)
-    examine(dies_on_empty, time_limit=6)
+    examine(dies_on_empty, time_limit=20)
     assert set(psutil.Process().children(recursive=True)) <= before
     if sys.platform == "linux":  # elsewhere nobody adopts a daemon
         left = [int(line) for line in (tmp_path / "left").read_text().split()]
@@ -619,6 +621,18 @@ def test_a_sequence_classifier_of_others_scores_alike_alone_and_padded(tmp_path,
     assert np.allclose(together, alone, atol=1e-5) and together[0] != together[1]
 
 
+def test_a_chat_reward_model_reads_the_messages_of_the_prompt(tmp_path, tiny):
+    folder = saved(tmp_path, tiny, "last")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} . {{ m.content }} . {% endfor %}"
+    reward, seen = SequenceClassifier(model, tokenizer, "chat"), []
+    tokenizer.apply_chat_template = lambda talk, **_: seen.append(talk) or "of course ."
+    asked = [{"role": "system", "content": "be brief"}, *message("user", "hi")]
+    reward.raw([asked, "hello"], [message("assistant", "yes"), "no"])
+    assert seen == [[*asked, *message("assistant", "yes")], [*message("user", "hello"), *message("assistant", "no")]]
+
+
 @pytest.mark.slow
 def test_a_model_folder_is_audited_from_its_name(examine, tmp_path, tiny):
     audit = examine(saved(tmp_path, tiny, "mean"))
@@ -637,7 +651,7 @@ def test_a_model_folder_is_audited_from_its_name(examine, tmp_path, tiny):
         ("json:JSONDecoder", "is a class"),
         ("json:decoder", "not a function"),
         ("what is this", "is no reward"),
-        ("tests", "config.json"),
+        ("tests", "no tokenizer"),
         ("data/models/assistant-0", "ForCausalLM"),
     ],
 )

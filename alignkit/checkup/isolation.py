@@ -178,7 +178,8 @@ class IsolatedReward:
 
     def _receive(self, limit: float, is_answer: Callable[[dict], bool]) -> dict:
         """The answer, or {"fault", "message"}; after such a fault the process is gone."""
-        until, looked = time.monotonic() + max(limit, 0), 0.0
+        looked = time.monotonic()
+        until = looked + max(limit, 0)
         while b"\n" not in self._held:
             if time.monotonic() >= until:
                 return self._ended("hangs", f"no answer in {limit:.3g} s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from alignkit.checkup import findings as f
 from alignkit.checkup.examination import Examination, within_sd
@@ -158,29 +158,13 @@ def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, exam: Examination) -> Estimate:
-    """Spearman's correlation within prompts, all prompts pooled; interval by a bootstrap of prompts."""
-    products = []
-    for g in np.unique(exam.material.group):
-        rows = np.flatnonzero((exam.material.group == g) & np.isfinite(y))
-        if len(rows) > 1:
-            a, b = (rankdata(v[rows]) - (len(rows) + 1) / 2 for v in (x, y))
-            products.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
-    if not products:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    table = np.array(products)
-    rng = generator(exam.seed, "length tie")
-
-    def value(rows) -> float:
-        ab, aa, bb = table[rows].sum(axis=0)
-        return ab / np.sqrt(aa * bb) if aa * bb > 0 else np.nan
-
-    everything = value(np.arange(len(table)))
-    if not np.isfinite(everything):
-        return {"value": None, "low": None, "high": None, "n": len(table)}
-    draws = [value(rng.integers(0, len(table), len(table))) for _ in range(500)]
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return {"value": round(float(everything), 6), "low": round(float(low), 6), "high": round(float(high), 6),
-            "n": len(table)}  # fmt: skip
+    """Spearman's correlation within prompts, the mean over prompts in which both vary; interval over prompts."""
+    group, found = exam.material.group, []
+    for g in np.unique(group):
+        rows = np.flatnonzero((group == g) & np.isfinite(y))
+        if len(np.unique(x[rows])) > 1 and len(np.unique(y[rows])) > 1:
+            found.append(spearmanr(x[rows], y[rows]).statistic)
+    return cluster_bootstrap(np.array(found), np.arange(len(found)), generator(exam.seed, "length tie"))
 
 
 def check_search(exam: Examination) -> Iterator[Finding | dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from alignkit import worlds
 from alignkit.checkup.serving import NoSuchReward
 from alignkit.errors import AlignkitError
+from alignkit.loading import check_files, one_line
 from alignkit.rewards.base import GoldReward, Judgement, Reward
 from alignkit.rewards.model import RewardModel
 from alignkit.taxonomy import RewardCard
@@ -69,42 +69,30 @@ def open_model(name: str) -> Reward:
         except AlignkitError as error:
             raise NoSuchReward(str(error)) from None
     local = Path(name).is_dir()
-    if local:
-        _check_folder(Path(name))
-    elif not HUB_ID.fullmatch(name) or name.endswith(".py"):
+    if not local and (not HUB_ID.fullmatch(name) or name.endswith(".py")):
         raise NoSuchReward(
             f"{name!r} is no reward: give module:function, path/to/file.py:function, the folder or Hub id of a "
             f"sequence-classification model, or gold:WORLD with one of {', '.join(worlds.WORLDS)}"
         )
     safe = {"trust_remote_code": False, "local_files_only": local}
     try:
-        config = AutoConfig.from_pretrained(name, **safe)
-        if hasattr(config, "alignkit_pooling"):
-            return SavedReward.load(name)
-        if config.num_labels != 1:
-            raise NoSuchReward(f"{name!r} has {config.num_labels} labels; a scalar reward needs one")
-        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, **safe
-        )
+        with one_line(lambda why: f"could not load a reward model from {name!r} (safetensors only): {why}"):
+            if local:
+                check_files(Path(name))
+            config = AutoConfig.from_pretrained(name, **safe)
+            named = " ".join(getattr(config, "architectures", None) or ["no named architecture"])
+            if hasattr(config, "alignkit_pooling"):
+                return SavedReward.load(name)
+            if not named.endswith("ForSequenceClassification") or config.num_labels != 1:
+                raise NoSuchReward(f"{name!r} holds {named} with {config.num_labels} labels; a reward is a "
+                                   "...ForSequenceClassification with one label")  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+            model, told = AutoModelForSequenceClassification.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, **safe
+            )
     except AlignkitError as error:
         raise NoSuchReward(str(error)) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NoSuchReward(f"could not load a reward model from {name!r} (safetensors only): {why}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])[0]
+    if told["missing_keys"]:
+        missing = sorted(told["missing_keys"])[0]
         raise NoSuchReward(f"{name!r} is not a trained reward model: weights such as {missing!r} are missing in it")
     return SequenceClassifier(model, tokenizer, name)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise NoSuchReward(f"{folder} holds no config.json: it is not a model in the Hub's format")
-    try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise NoSuchReward(f"{folder / 'config.json'} can't be read: {error}") from error
-    if not any(str(name).endswith("ForSequenceClassification") for name in named):
-        raise NoSuchReward(f"{folder} holds {', '.join(map(str, named)) or 'no named architecture'}; a reward is a "
-                           "...ForSequenceClassification with one label")  # fmt: skip

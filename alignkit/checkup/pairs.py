@@ -116,11 +116,15 @@ def read_pairs(source, limit: int | None = None, split: str | None = None, show_
         columns += others
         faults += faulty
         damages += [damage] if damage else []
+    rejected: dict[str, RejectedRows] = {}
+    for place, reason in faults:
+        rejected.setdefault(reason, RejectedRows()).add(place)
+    rejected = dict(sorted(rejected.items(), key=lambda item: -item[1].count))
     name = str(source) if isinstance(source, str | os.PathLike) else streams[0].name
     notes = [stream.note for stream in streams if stream.note]
     if limit is not None and len(records) + len(faults) == limit:
         notes.append(f"only the first {limit:,} rows were read")
-    return PairSet(name, pd.DataFrame(records), columns, _by_reason(faults), notes, damages)
+    return PairSet(name, pd.DataFrame(records), columns, rejected, notes, damages)
 
 
 def _read_stream(
@@ -146,14 +150,6 @@ def _read_stream(
     if not records:
         raise DataError(_nothing_usable(stream.name, faults, columns, damage))
     return records, others, faults, damage
-
-
-def _by_reason(faults: list[tuple[int | str, str]]) -> dict[str, RejectedRows]:
-    """Count per reason, the most frequent first."""
-    rejected = {}
-    for place, reason in faults:
-        rejected.setdefault(reason, RejectedRows()).add(place)
-    return dict(sorted(rejected.items(), key=lambda item: -item[1].count))
 
 
 def _check_columns(stream: RowStream) -> None:

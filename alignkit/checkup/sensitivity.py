@@ -143,90 +143,61 @@ def _before_and_after(exam: Examination, rows, asked, after: list[str]) -> tuple
 def check_family(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding | dict]:
     """All perturbations of one family; at most one finding of each fault, that of the worst of them."""
     yield {effect.entry.name: effect.as_dict(exam) for effect in effects}
-    gaining = [t for t in effects if t.raised["n"] >= FEWEST and _gains(exam, t)]
-    yield from _raised(exam, family, gaining)
-    if family in BLIND:  # what raises the score was told already
-        yield from _unnoticed(exam, family, [t for t in effects if t.lowered["n"] >= FEWEST and t not in gaining])
-    yield from _moved(exam, family, [t for t in effects if t.moved["n"] >= FEWEST])
+    gaining = [e for e in effects if e.raised["n"] >= FEWEST and _gains(e)]
+    if gaining:
+        worst = max(gaining, key=lambda e: (np.nanmean(e.shift) > f.STRONG_GAIN * exam.unit, e.raised["low"]))
+        mean = float(np.nanmean(worst.shift))
+        beside = "" if exam.gold is None else f", gold's {worst.gold_shift.mean() / exam.gold_unit:+.2f} sd"
+        strong = worst.raised["low"] > f.OFTEN and mean > f.STRONG_GAIN * exam.unit
+        yield _finding(
+            exam, "raised", SERIOUS if strong else WARN, worst, gaining,
+            f"makes no text better but raises the score of {as_percent(worst.raised)} of them; mean shift "
+            f"{exam.in_words(mean)}{beside}", GAINS.get(family, ELSE), worst.raised,
+            np.where(worst.deserved <= 0, worst.shift, -np.inf),
+        )  # fmt: skip
+    unseen = [e for e in effects if e.lowered["n"] >= FEWEST and e not in gaining  # what raises was told already
+              and e.lowered["high"] is not None and e.lowered["high"] < f.UNNOTICED]  # fmt: skip
+    if unseen and family in BLIND:
+        worst = min(unseen, key=lambda e: e.lowered["value"])
+        yield _finding(
+            exam, "unnoticed", BLIND[family][0], worst, unseen,
+            f"is not noticed: it lowers the score of only {as_percent(worst.lowered)} of the texts that it makes worse",
+            BLIND[family][1], worst.lowered, np.where(worst.deserved < 0, worst.shift, -np.inf),
+        )  # fmt: skip
+    moving = [e for e in effects if e.moved["n"] >= FEWEST and (e.moved["low"] or 0) > f.MOVED_SHARE]
+    if moving:
+        worst = max(moving, key=lambda e: e.moved["low"])
+        yield _finding(
+            exam, "moved", WARN, worst, moving,
+            f"leaves the meaning as it is but moves {as_percent(worst.moved)} of scores by more than {f.MOVED:g} sd; "
+            f"mean shift {exam.in_words(float(np.nanmean(worst.shift)))}",
+            "Bring texts into one form before scoring (case, spaces, markup), or train on texts in several forms.",
+            worst.moved, np.abs(worst.shift),
+        )  # fmt: skip
 
 
-def _gains(exam: Examination, effect: Effect) -> bool:
+def _gains(effect: Effect) -> bool:
     """A fifth is too many among damaged texts; of texts that stayed as good half may gain a little and half lose."""
-    worse = effect.deserved.mean() < -0.5
-    return (effect.raised["low"] or 0) > (f.SOMETIMES if worse else f.OFTEN)
+    return (effect.raised["low"] or 0) > (f.SOMETIMES if effect.deserved.mean() < -0.5 else f.OFTEN)
 
 
-def _raised(exam: Examination, family: str, found: list[Effect]) -> Iterator[Finding]:
-    if not found:
-        return
-    worst = max(found, key=lambda t: (np.nanmean(t.shift) > f.STRONG_GAIN * exam.unit, t.raised["low"]))
-    mean = float(np.nanmean(worst.shift))
-    beside = "" if exam.gold is None else f", gold's {worst.gold_shift.mean() / exam.gold_unit:+.2f} sd"
-    others = [t.entry.name for t in found if t is not worst]
-    yield Finding(
-        f"{family.replace(' ', '_')}.raised",
-        SERIOUS if worst.raised["low"] > f.OFTEN and (mean > f.STRONG_GAIN * exam.unit) else WARN,
-        f"{_named(worst)} makes no text better but raises the score of {as_percent(worst.raised)} of them; mean shift "
-        f"{exam.in_words(mean)}{beside}{_likewise(others)}.",
-        GAINS.get(family, ELSE),
-        worst.raised,
-        _example(exam, worst, np.where(worst.deserved <= 0, worst.shift, -np.inf)),
-    )
-
-
-def _unnoticed(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding]:
-    found = [t for t in effects if t.lowered["high"] is not None and t.lowered["high"] < f.UNNOTICED]
-    if not found:
-        return
-    worst = min(found, key=lambda t: t.lowered["value"])
-    others = [t.entry.name for t in found if t is not worst]
-    severity, action = BLIND[family]
-    damage = np.where(worst.deserved < 0, worst.shift, -np.inf)
-    yield Finding(
-        f"{family.replace(' ', '_')}.unnoticed",
-        severity,
-        f"{_named(worst)} is not noticed: it lowers the score of only {as_percent(worst.lowered)} of the texts that it "
-        f"makes worse{_likewise(others)}.",
-        action,
-        worst.lowered,
-        _example(exam, worst, damage),
-    )
-
-
-def _moved(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding]:
-    found = [t for t in effects if (t.moved["low"] or 0) > f.MOVED_SHARE]
-    if not found:
-        return
-    worst = max(found, key=lambda t: t.moved["low"])
-    others = [t.entry.name for t in found if t is not worst]
-    yield Finding(
-        f"{family.replace(' ', '_')}.moved",
-        WARN,
-        f"{_named(worst)} leaves the meaning as it is but moves {as_percent(worst.moved)} of scores by more than "
-        f"{f.MOVED:g} sd; mean shift {exam.in_words(float(np.nanmean(worst.shift)))}{_likewise(others)}.",
-        "Bring texts into one form before scoring (case, spaces, markup), or train on texts in several forms.",
-        worst.moved,
-        _example(exam, worst, np.abs(worst.shift)),
-    )
-
-
-def _named(effect: Effect) -> str:
-    return f"'{effect.entry.name}' ({effect.entry.about})"
-
-
-def _likewise(names: list[str]) -> str:
-    return f" (likewise: {', '.join(names)})" if names else ""
-
-
-def _example(exam: Examination, effect: Effect, how_bad: np.ndarray):
-    i = int(np.argmax(np.where(np.isfinite(effect.shift), how_bad, -np.inf)))
-    row = effect.rows[i]
+def _finding(
+    exam: Examination, fault: str, severity: str, worst: Effect, found: list[Effect], text: str, action: str,
+    share: Estimate, how_bad: np.ndarray,
+) -> Finding:  # fmt: skip
+    """What the worst of them did, the others by name, and the text on which it was worst as an example."""
+    entry, others = worst.entry, [e.entry.name for e in found if e is not worst]
+    likewise = f" (likewise: {', '.join(others)})" if others else ""
+    i = int(np.argmax(np.where(np.isfinite(worst.shift), how_bad, -np.inf)))
+    row = worst.rows[i]
     gold = None if exam.gold is None else exam.gold[row]
-    return exam.example(
-        exam.material.prompts[row], exam.material.completions[row], effect.after[i],
-        score_before=exam.scores[row], score_after=effect.scores[i], gold_before=gold,
-        gold_after=None if gold is None else gold + effect.gold_shift[i],
+    example = exam.example(
+        exam.material.prompts[row], exam.material.completions[row], worst.after[i],
+        score_before=exam.scores[row], score_after=worst.scores[i], gold_before=gold,
+        gold_after=None if gold is None else gold + worst.gold_shift[i],
     )  # fmt: skip
+    return Finding(f"{entry.family.replace(' ', '_')}.{fault}", severity,
+                   f"'{entry.name}' ({entry.about}) {text}{likewise}.", action, share, example)  # fmt: skip
 
 
 # --- single words -----------------------------------------------------------------------------------------------------
