@@ -51,13 +51,13 @@ def test_every_method_is_timed_on_both_sides(result):
 
 
 def test_the_machine_is_not_said_to_do_more_than_it_can(result):
-    used = result["utilization"]
-    assert 0 < used["utilization"] < 1
-    assert used["flops"] < used["peak_flops"]
+    for used in result["utilization"]:
+        assert 0 < used["utilization"] < 1
+        assert used["flops"] < used["peak_flops"]
 
 
 def test_longer_takes_longer(result):
-    for name, sizes in (("batch", [8, 16, 32, 64]), ("length", [8, 16, 32, 64])):
+    for name, sizes in (("batch", [8, 32, 128]), ("length", [8, 16, 32, 64])):
         rows = result["growth"][name]
         assert [row["pairs" if name == "batch" else "words"] for row in rows] == sizes
         assert rows[-1]["seconds"] > rows[0]["seconds"]

@@ -406,6 +406,27 @@ def test_parts_of_a_minibatch_add_up_to_the_whole(tiny, pairs):
         np.testing.assert_allclose(parts.history["loss"], whole.history["loss"], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
+def test_logits_are_never_made_for_a_whole_minibatch(tiny, pairs):
+    """Neither by the reference's pass nor in training; and what is learned is the same to rounding."""
+    few, budget, made = pairs.select(range(96)), 2**16, []
+
+    def run(method, data, bounded):
+        policy = tiny.copy()
+        if bounded:
+            policy.model.lm_head.register_forward_hook(lambda _module, _args, out: made.append(out.numel()))
+        with pytest.MonkeyPatch.context() as patch:
+            if bounded:
+                patch.setattr(type(policy), "logit_budget", budget)
+            return method(policy, data, epochs=1, **QUIET)
+
+    for method, data in ((optimize.dpo, few), (optimize.kto, thumbs_of(few)), (optimize.sft, thumbs_of(few))):
+        made.clear()
+        whole, bounded = (run(method, data, each) for each in (False, True))
+        assert made and max(made) <= budget
+        np.testing.assert_allclose(bounded.history["loss"], whole.history["loss"], atol=1e-5)
+
+
 def test_a_callback_sees_every_step_and_may_end_training(tiny, pairs):
     seen = []
 
