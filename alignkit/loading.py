@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from alignkit.errors import AlignkitError
 from alignkit.files import DATA
 
 MODELS = DATA / "models"
+INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # files of which one at least comes with every tokenizer
 OTHER_TASKS = ("Classification", "MaskedLM", "QuestionAnswering", "MultipleChoice", "RewardModel", "Encoder")
 
@@ -35,10 +37,15 @@ def load_model(name_or_path: str | Path, patient: int = 0, kind=AutoModelForCaus
     with one_line(lambda why: _no_policy(source, why)):
         if local:
             check_files(folder)
+        else:
+            check_index(cached_file(source, INDEX, _raise_exceptions_for_missing_entries=False))
         tokenizer = AutoTokenizer.from_pretrained(source, **safe)
         how = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}  # told below
         model, told = kind.from_pretrained(source, **how, **safe, **options)
-        check_model(model, told)
+        trained_as = (getattr(model.config, "architectures", None) or [type(model.config).__name__])[0]
+        if any(task in trained_as for task in OTHER_TASKS) or getattr(model.config, "is_decoder", True) is False:
+            raise ValueError(f"it holds a {trained_as}, which does not write text")
+        check_weights(model, told)
         if getattr(model, "_hf_peft_config_loaded", False):
             model = _adapted(model, source, kind, use_safetensors=True, **safe, **options)
     return model, tokenizer, folder.name if local else source
@@ -70,10 +77,14 @@ def one_line(message):
 
 def check_files(folder: Path) -> None:
     """ValueError about the first file in the folder that can't be what it is called, or that an index must not name."""
-    for index in sorted(folder.glob("*.index.json")):
-        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ValueError(f"{index.name} names {name!r}; only safetensors files in the same folder are read")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise ValueError("there is no adapter_model.safetensors in it, and no other format is read")
+        base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        if base.is_dir() and base != folder:
+            check_files(base)
+    check_index(folder / INDEX)
     if not any(any(folder.glob(name)) for name in TOKENIZERS):
         raise ValueError("there is no tokenizer (tokenizer.json) in it")
     for file in sorted(folder.glob("*.safetensors")):
@@ -87,12 +98,17 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{file.name} is damaged ({error}); fetch it again") from error
 
 
-def check_model(model, told: dict) -> None:
-    """ValueError if weights were missing or misshapen (`told`: transformers' loading info), or aren't finite numbers,
-    or if the model was trained for another task than to write text."""
-    trained_as = (getattr(model.config, "architectures", None) or [""])[0]
-    if any(task in trained_as for task in OTHER_TASKS) or getattr(model.config, "is_decoder", True) is False:
-        raise ValueError(f"it holds a {trained_as or type(model.config).__name__}, which does not write text")
+def check_index(file: str | Path | None) -> None:
+    """ValueError if the index of a model in several files names anything but safetensors beside itself."""
+    if file is None or not Path(file).is_file():
+        return
+    for name in sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{INDEX} names {name!r}; only safetensors files in the same folder are read")
+
+
+def check_weights(model, told: dict) -> None:
+    """ValueError if weights were missing or misshapen (`told`: transformers' loading info), or aren't finite."""
     for what, names in (("other shapes than config.json says", told["mismatched_keys"]),
                         ("no values at all", told["missing_keys"])):  # fmt: skip
         if names:

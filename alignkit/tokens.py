@@ -121,7 +121,8 @@ def tokenize(
     place (`Policy.encode_pairs`); its reward trainer takes the same ids and knows no completion mask.
 
     Two kinds TRL has not: text behind messages follows the generation prompt, tokenized on its own, and token ids are
-    taken as they are, `ended` or not. Between text and text stands the tokenizer's `completion_prefix`
+    taken as they are, `ended` or not. Not read are the columns `tools` and `chat_template_kwargs`, which TRL hands to
+    the template. Between text and text stands the tokenizer's `completion_prefix`
     (tokenizer_config.json): nothing, but for tokenizers that split at whitespace only, such as those of the worlds.
 
     Where `ended` is False, no end token follows the last word.

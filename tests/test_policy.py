@@ -331,6 +331,21 @@ def test_a_folder_that_is_not_a_whole_policy_is_refused_in_one_line(tiny, tmp_pa
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("spoil", ["pickled adapter", "base with an index to a pickle"])
+def test_adapters_are_read_from_safetensors_only(tiny, tmp_path, spoil):
+    peft = pytest.importorskip("peft")
+    base = load_policy(tiny.save(tmp_path / "base"))
+    adapted = Policy(peft.get_peft_model(base.model, peft.LoraConfig(task_type="CAUSAL_LM", r=2)), base.tokenizer)
+    folder = adapted.save(tmp_path / "mine")
+    assert load_policy(folder).has_adapters
+    if spoil == "pickled adapter":
+        (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    else:
+        indexed(tmp_path / "base", tiny.model, "weights.bin")
+    with pytest.raises(AlignkitError, match="no adapter_model.safetensors|names 'weights.bin'; only safetensors"):
+        load_policy(folder)
+
+
 def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path):
     folder = tiny.save(tmp_path / "mine")
     config = (folder / "config.json").read_text().replace('"llama"', '"evil"')
