@@ -100,7 +100,8 @@ class PicturePolicy(Policy):
     def seeing(self, look: Look, name: str | None = None) -> PicturePolicy:
         """The same model (not a copy), shown other pictures at the same prompts."""
         other = copy.copy(self)
-        other.name, other.look, other.history, other.spent = name or self.name, look, None, {}
+        other.share(self, name or self.name)
+        other.look = look
         return other
 
     def blind(self) -> PicturePolicy:

@@ -94,6 +94,10 @@ class Policy:
         other.logit_budget = self.logit_budget
         return other
 
+    def share(self, policy: Policy, name: str) -> None:
+        """Make this a policy with the very model, tokenizer and settings of `policy`, which may be read otherwise."""
+        vars(self).update(vars(policy), name=name, history=None, spent={})
+
     @property
     def has_adapters(self) -> bool:
         return hasattr(self.model, "peft_config")
@@ -103,7 +107,8 @@ class Policy:
         if not self.has_adapters:
             raise AlignkitError(f"{self.name!r} has no adapters to switch off")
         view = copy.copy(self)
-        view.adapted, view.name, view.history, view.spent = False, name or f"{self.name}, base", None, {}
+        view.share(self, name or f"{self.name}, base")
+        view.adapted = False
         return view
 
     def save(self, folder: str | Path) -> Path:

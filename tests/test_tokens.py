@@ -15,6 +15,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from alignkit import optimize
 from alignkit.errors import AlignkitError, ContextError
 from alignkit.policy import Policy, micro_batches
 
@@ -372,5 +373,7 @@ def test_bf16_autocast_is_an_option_of_the_policy(patient):
     assert 0 < (exact - rounded).abs().max() < 0.2
     assert half.copy().precision == "bf16" and len(half.sample(["how do i make soup ?"], 2)[0]) == 2
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    told = optimize.InContext(half, principle="be kind .")
+    assert told.precision == told.copy().precision == "bf16"
     with pytest.raises(AlignkitError, match="precision must be one of None, bf16, fp16, not 'int4'"):
         Policy(patient.model, patient.tokenizer, precision="int4")

@@ -228,7 +228,7 @@ class Guided(Policy):
 
     def __init__(self, policy: Policy, guide: Guide | RewardModel, weight: float, top_k: int = 10,
                  name: str | None = None):  # fmt: skip
-        super().__init__(policy.model, policy.tokenizer, name or f"{policy.name} + guide")
+        self.share(policy, name or f"{policy.name} + guide")
         if not (np.isfinite(weight) and weight >= 0) or top_k < 1:
             raise AlignkitError(f"Guided: weight must be finite and >= 0, top_k at least 1, not {weight} and {top_k}")
         self.policy, self.weight, self.top_k = policy, weight, top_k

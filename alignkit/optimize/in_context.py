@@ -28,7 +28,7 @@ class InContext(Policy):
         room: int = 64,
         name: str | None = None,
     ):
-        super().__init__(policy.model, policy.tokenizer, name or f"{policy.name} + context")
+        self.share(policy, name or f"{policy.name} + context")
         for row, shown in enumerate(demonstrations):
             if len(shown) != 2 or not all(isinstance(text, str) and text.strip() for text in shown):
                 raise AlignkitError(f"demonstration {row} must be a prompt and its answer, both with text: {shown!r}")
@@ -45,7 +45,7 @@ class InContext(Policy):
 
     def copy(self, name: str | None = None) -> Policy:
         """A copy to be trained, which keeps its context."""
-        inner = Policy(self.model, self.tokenizer, self.name).copy(name)
+        inner = Policy(self.model, self.tokenizer, self.name, self.precision).copy(name)
         return InContext(inner, self.demonstrations, self.principle, room=0, name=inner.name)
 
     def as_read(self, prompt: Prompt) -> Prompt:
