@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from scipy.special import softmax
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
@@ -17,8 +18,8 @@ from alignkit.policy import Policy, load_policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
-from alignkit.rewards.model import RewardModel
-from alignkit.rewards.texts import FAULT, plain_prompts, read_faults, reader, sentences, write_faults
+from alignkit.rewards.model import RewardModel, parts_of
+from alignkit.rewards.texts import FAULT, parses, read_faults, reader, sentences, write_faults
 from alignkit.taxonomy import RewardCard
 
 FINE = "fine"  # the note on a sentence without a fault
@@ -27,7 +28,8 @@ FINE = "fine"  # the note on a sentence without a fault
 class WrittenReward(Reward):
     """What judges share: a policy of their own that reads a text and is trained to write single words into it.
 
-    A *script* is a list of (text, written): words that are given, and words that the judge writes.
+    A *script* is a list of (text, written): words that are given, and words that the judge writes. Each piece is read
+    by the tokenizer on its own, in the fit as in use.
     """
 
     policy: Policy
@@ -39,13 +41,11 @@ class WrittenReward(Reward):
 
     def imitate(self, prompts: list[str], scripts: list[list[tuple[str, bool]]], seed: int, **options):
         """Maximize the likelihood of the written words (2408.15240, eq. 3), averaged over them. Returns self."""
-        parts = [[(self.policy.completion_ids(text, ended=False), written) for text, written in s] for s in scripts]
-        tails = [[token for ids, _ in row for token in ids] for row in parts]
-        batch = self._batch(prompts, tails)
+        pieces = [[(token, flag) for text, flag in script for token in self._ids(text)] for script in scripts]
+        batch = self._batch(prompts, [[token for token, _ in row] for row in pieces])
         written = torch.zeros_like(batch.mask)
-        for row, pieces in enumerate(parts):
-            flags = [flag for ids, flag in pieces for _ in ids]
-            written[row, : len(flags)] = torch.tensor(flags)
+        for row, flags in enumerate(pieces):
+            written[row, : len(flags)] = torch.tensor([flag for _, flag in flags])
 
         def loss(part: Tensor, whole: Tensor) -> tuple[Tensor, dict]:
             rows = batch.rows(part)
@@ -65,19 +65,24 @@ class WrittenReward(Reward):
         return self.policy.pad(heads, tails)
 
     @torch.no_grad()
-    def next_logits(self, prompts: list[str], said: list[str], batch_size: int = 512) -> Tensor:
-        """Logits of the word after `said`, shape (N, vocabulary)."""
-        anything = self.policy.tokenizer.eos_token_id
-        batch = self._batch(prompts, [self.policy.completion_ids(text, ended=False) + [anything] for text in said])
-        out = torch.empty(len(batch), self.model.config.vocab_size)
-        for part in batch.attention.sum(1).argsort().split(batch_size):
+    def next_word(
+        self, prompts: list, said: list[list[str]], words: list[str], batch_size: int = 512
+    ) -> tuple[list[int | None], np.ndarray]:
+        """After the pieces `said`: which of `words` (by place) is likeliest of the whole vocabulary, None if another
+        word is, and the logits of `words`, shape (N, words), float64."""
+        anything, ids = self.policy.tokenizer.eos_token_id, [self._ids(word)[0] for word in words]
+        tails = [[token for text in pieces for token in self._ids(text)] + [anything] for pieces in said]
+        batch, best = self._batch(prompts, tails), torch.empty(len(said), dtype=torch.long)
+        logits = torch.empty(len(said), len(ids), dtype=torch.float64)
+        for part in parts_of(batch, self.model, batch_size):
             rows = batch.rows(part)
-            out[part] = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].float().cpu()
-        return out
+            last = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].float().cpu()
+            best[part], logits[part] = last.argmax(-1), last[:, ids].double()
+        place = {token: k for k, token in enumerate(ids)}
+        return [place.get(token) for token in best.tolist()], logits.numpy()
 
-    def ids(self, words: list[str]) -> list[int]:
-        """The token of each word."""
-        return [self.policy.completion_ids(word, ended=False)[0] for word in words]
+    def _ids(self, text: str) -> list[int]:
+        return self.policy.completion_ids(text, ended=False)
 
     def _settings(self) -> dict:
         """What `load` must know beside the policy."""
@@ -117,13 +122,7 @@ class Judge(WrittenReward):
 
     @classmethod
     def fit(
-        cls,
-        verdicts: Dataset,
-        backbone: Policy | str,
-        grades: int = 5,
-        context: int = 128,
-        seed: int = 0,
-        **options,
+        cls, verdicts: Dataset, backbone: Policy | str, grades: int = 5, context: int = 128, seed: int = 0, **options
     ) -> Judge:
         """Fit to `prompt/completion/rating`, whole numbers from 1 to `grades`, and to `critique` if there is one.
 
@@ -142,30 +141,25 @@ class Judge(WrittenReward):
         judge = cls(reader(backbone, words, context, seed), names, grades)
         scripts = [_script(said, notes[row] if notes is not None else [], str(int(rating[row])))
                    for row, said in enumerate(texts)]  # fmt: skip
-        return judge.imitate(plain_prompts(verdicts["prompt"]), scripts, seed, **options)
+        return judge.imitate(verdicts["prompt"][:], scripts, seed, **options)
 
-    def judge(self, prompts: list[str], completions: list[str], batch_size: int = 512) -> Judgement:
-        which, back = unique_rows(plain_prompts(prompts), completions)
+    def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
+        which, back = unique_rows(prompts, completions)
         if not which:
             return Judgement(np.zeros(0), critiques=[])
-        notes, logits = self._write([(prompts[i], completions[i]) for i in which], batch_size)
-        steps = self.ids([str(grade) for grade in range(1, self.grades + 1)])
-        values = logits[:, steps].double().softmax(-1).numpy() @ np.arange(1, self.grades + 1)
-        best = logits.argmax(-1).tolist()
-        good = np.array([None not in n and b in steps for n, b in zip(notes, best, strict=True)])
+        asked, texts = [prompts[i] for i in which], [sentences(completions[i]) for i in which]
+        notes = self._write_notes(asked, texts, batch_size)
+        said = [[*(text for text, _ in _script(t, n)), "grade"] for t, n in zip(texts, notes, strict=True)]
+        steps = np.arange(1, self.grades + 1)
+        best, logits = self.next_word(asked, said, [str(grade) for grade in steps], batch_size)
+        values = softmax(logits, axis=1) @ steps
+        verdicts = [self._text(n, None if b is None else b + 1) for n, b in zip(notes, best, strict=True)]
+        good = np.array([parses(verdict) for verdict in verdicts])
         values[~good] = (1 + self.grades) / 2
-        verdicts = [self._text(n, steps.index(b) + 1 if b in steps else None) for n, b in zip(notes, best, strict=True)]
         self._check_parsed(good[back], [verdicts[k] for k in back])
         return Judgement(values[back], critiques=[verdicts[k] for k in back])
 
-    def _write(self, rows: list[tuple[str, str]], batch_size: int) -> tuple[list[list[str | None]], Tensor]:
-        """The notes on each answer, and the logits of its grade."""
-        prompts, texts = [prompt for prompt, _ in rows], [sentences(text) for _, text in rows]
-        notes = self._write_notes(prompts, texts, batch_size)
-        said = [" ".join([*(text for text, _ in _script(t, n)), "grade"]) for t, n in zip(texts, notes, strict=True)]
-        return notes, self.next_logits(prompts, said, batch_size)
-
-    def short(self, prompts: list[str], completions: list[str]) -> list[str]:
+    def short(self, prompts: list, completions: list[str]) -> list[str]:
         """Verdicts as they are written, notes and grade without the sentences: "fine rude grade 2"."""
         notes = []
         for critique, text in zip(self(prompts, completions).critiques, completions, strict=True):
@@ -175,18 +169,18 @@ class Judge(WrittenReward):
             notes.append(" ".join([*(named.get(str(place), FINE) for place in places), grade]))
         return notes
 
-    def _write_notes(self, prompts: list[str], texts: list[list[str]], batch_size: int) -> list[list[str | None]]:
+    def _write_notes(self, prompts: list, texts: list[list[str]], batch_size: int) -> list[list[str | None]]:
         """One note a sentence, each after reading the text so far and the notes before; None: no known word."""
         notes: list[list[str | None]] = [[] for _ in texts]
         if self.names is None:
             return notes
-        known = dict(zip(self.ids([FINE, *self.names]), [FINE, *self.names], strict=True))
+        words = [FINE, *self.names]
         for k in range(max(map(len, texts), default=0)):
             going = [i for i, text in enumerate(texts) if len(text) > k]
-            said = [" ".join(text for text, _ in _script(texts[i][: k + 1], notes[i])) for i in going]
-            best = self.next_logits([prompts[i] for i in going], said, batch_size).argmax(-1).tolist()
-            for i, token in zip(going, best, strict=True):
-                notes[i].append(known.get(token))
+            said = [[text for text, _ in _script(texts[i][: k + 1], notes[i])] for i in going]
+            best, _ = self.next_word([prompts[i] for i in going], said, words, batch_size)
+            for i, place in zip(going, best, strict=True):
+                notes[i].append(None if place is None else words[place])
         return notes
 
     def _text(self, notes: list[str | None], grade: int | None) -> str:
@@ -240,21 +234,15 @@ class PairJudge(WrittenReward, PairReward):
     def __init__(self, policy: Policy, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0):
         self.policy, self.alone = policy, judge
         self.opponents, self.both_orders, self.seed = opponents, both_orders, seed
-        self.history, self._known = pd.DataFrame(), {}
+        self.history = pd.DataFrame()
         self.card = RewardCard(name="pair judge", construction_basis="data-driven", format="textual",
                                expression="explicit", granularity="response", source="2410.12832")  # fmt: skip
 
     @classmethod
     def fit(
-        cls,
-        pairs: Dataset,
-        judge: Judge,
-        opponents: int = 4,
-        both_orders: bool = False,
-        seed: int = 0,
-        keep_order: bool = False,
-        **options,
-    ) -> PairJudge:
+        cls, pairs: Dataset, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0,
+        keep_order: bool = False, **options,
+    ) -> PairJudge:  # fmt: skip
         """Fit to `prompt/chosen/rejected`, from the weights of `judge`; arguments as for `Comparator.fit`."""
         check_pairs(pairs)
         prompts, first, second, chose_first = shown(pairs, seed, keep_order)
@@ -265,21 +253,16 @@ class PairJudge(WrittenReward, PairReward):
                    for text, took in zip(said, chose_first, strict=True)]  # fmt: skip
         return pair_judge.imitate(prompts, scripts, seed, **options)
 
-    def readings(self, prompts: list[str], first: list[str], second: list[str]) -> list[str]:
+    def readings(self, prompts: list, first: list[str], second: list[str]) -> list[str]:
         """What the judge reads after the prompt: its own verdicts."""
-        if len(self._known) > 100_000:
-            self._known.clear()
-        rows = [*zip(prompts, first, strict=True), *zip(prompts, second, strict=True)]
-        if new := [row for row in dict.fromkeys(rows) if row not in self._known]:  # in a group answers meet often
-            self._known.update(zip(new, self.alone.short(*map(list, zip(*new, strict=True))), strict=True))
-        said = [self._known[row] for row in rows]
+        said = self.alone.short([*prompts, *prompts], [*first, *second])
         return [f"first {a} second {b} better" for a, b in zip(said[: len(prompts)], said[len(prompts) :], strict=True)]
 
-    def first_better(self, prompts: list[str], first: list[str], second: list[str]) -> np.ndarray:
+    def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
         if not prompts:
             return np.zeros(0)
-        said = self.readings(plain_prompts(prompts), first, second)
-        logits = self.next_logits(prompts, said)[:, self.ids(["first", "second"])].double().numpy()
+        said = [[text] for text in self.readings(prompts, first, second)]
+        logits = self.next_word(prompts, said, ["first", "second"])[1]
         return logits[:, 0] - logits[:, 1]
 
     def save(self, folder: str | Path) -> Path:
