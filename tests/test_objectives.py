@@ -259,11 +259,11 @@ def test_bad_objectives_are_named():
         rewards.Weighted(PARTS, {"long": 1.0})(P, C)
     with pytest.raises(RewardError, match="gives a score only"):
         rewards.Worst(thanks)(P, C)
-    with pytest.raises(AlignkitError, match="must be above 0"):
+    with pytest.raises(AlignkitError, match="scale of 'short' must be a finite number above 0"):
         rewards.Worst(PARTS, {"short": 0.0})
-    with pytest.raises(AlignkitError, match="rate must be above 0"):
+    with pytest.raises(AlignkitError, match="rate must be a finite number above 0"):
         rewards.MaxMin(PARTS, rate=0)
-    with pytest.raises(AlignkitError, match="can't be negative"):
+    with pytest.raises(AlignkitError, match="start must be at least 0"):
         rewards.Lagrangian(PARTS, "short", "thanks", budget=0, start=-1)
     with pytest.raises(AlignkitError, match="at least one objective"):
         rewards.Weighted(PARTS, {})

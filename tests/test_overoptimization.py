@@ -225,5 +225,5 @@ def test_a_shaped_reward_takes_a_level_for_each_prompt():
     (lambda: rewards.levels(["p"], np.zeros((2, 3))), "one row of scores for each prompt"),
 ])  # fmt: skip
 def test_bad_shaping_is_named(call, says):
-    with pytest.raises(RewardError, match=says):
+    with pytest.raises(AlignkitError, match=says):
         call()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -311,6 +311,12 @@ def to_trl(reward: Reward | Callable) -> Callable[..., list[float | None]]:
 
     reward_func.__name__ = wrapped.card.name
     return reward_func
+
+
+def common_basis(rewards: Iterable[Reward]) -> str:
+    """The construction basis that all of them have, else "hybrid"."""
+    bases = {reward.card.construction_basis for reward in rewards}
+    return bases.pop() if len(bases) == 1 else "hybrid"
 
 
 class GoldReward(Reward):

@@ -13,17 +13,11 @@ from scipy.special import logsumexp, softmax
 
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.rewards.base import Judgement, Reward, as_reward, common_basis
 from alignkit.rewards.model import RewardModel
 from alignkit.taxonomy import RewardCard
 
 HOW = ("mean", "worst", "uncertainty")
-
-
-def common_basis(rewards: Sequence[Reward]) -> str:
-    """The construction basis that all of them have, else "hybrid"."""
-    bases = {reward.card.construction_basis for reward in rewards}
-    return bases.pop() if len(bases) == 1 else "hybrid"
 
 
 def combined_scores(scores: np.ndarray, how: str = "mean", weight: float = 0.5) -> np.ndarray:

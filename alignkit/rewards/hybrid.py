@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
-from alignkit.errors import AlignkitError, DataError, RewardError
+from alignkit.errors import AlignkitError, DataError, RewardError, check_choice, check_positive
 from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward, as_reward
@@ -92,8 +92,9 @@ class Veto(Reward):
     reads = "as given"
 
     def __init__(self, reward: Reward, forbid: Mapping[str, Check | Asks], penalty: float = 10.0):
-        if not forbid or not penalty > 0:
-            raise AlignkitError(f"Veto: name at least one check and a penalty above 0, got {list(forbid)}, {penalty}")
+        if not forbid:
+            raise AlignkitError("Veto: name at least one check to forbid")
+        check_positive("Veto", penalty=penalty)
         self.reward, self.penalty = reward, penalty
         self.forbid = {name: Check.of(check) for name, check in forbid.items()}
         old = reward.card
@@ -119,12 +120,10 @@ def bent(scores: np.ndarray, how: str, center: np.ndarray | float = 0.0, unit: f
     "clip": z cut at -1 and 1; "sigmoid": 1 / (1 + exp(-z)), the chance to beat an answer at the level of `center`
     (2502.18770); "log-sigmoid": its logarithm, flat above the center and a straight line far below it (2402.00742).
     None of them changes which of two answers is better (clip: it may make them equal), so best-of-n doesn't notice
-    the smooth two; what a policy trades against KL does change.
+    the smooth two; what a policy trades against KL does change. `unit`: the reward's standard deviation, say.
     """
-    if how not in HOW:
-        raise RewardError(f"shaping must be one of {', '.join(HOW)}, not {how!r}")
-    if not 0 < unit < float("inf"):
-        raise RewardError(f"shaping: unit must be above 0, not {unit}; take the reward's standard deviation")
+    check_choice("bent", "how", how, HOW)
+    check_positive("bent", unit=unit)
     z = (np.asarray(scores, dtype=float) - center) / unit
     if how == "clip":
         return np.clip(z, -1.0, 1.0)
@@ -134,7 +133,7 @@ def bent(scores: np.ndarray, how: str, center: np.ndarray | float = 0.0, unit: f
 
 
 class Shaped(Reward):
-    """`reward` after `bent`. `center`: one level for all prompts, or one for each, {prompt: level}."""
+    """`reward` after `bent`. `center`: one level for all prompts, or one for each, {prompt's text: level}."""
 
     reads = "as given"
 
@@ -154,23 +153,25 @@ class Shaped(Reward):
     def judge(self, prompts: list, completions: list, **columns) -> Judgement:
         level = self.center
         if isinstance(level, Mapping):
-            for row, prompt in enumerate(prompts):
+            asked = [text_of(prompt, "user") for prompt in prompts]
+            for row, prompt in enumerate(asked):
                 if prompt not in level:
-                    raise RewardError(f"{self.card.name!r}: row {row}: no level for prompt {str(prompt)[:60]!r}; give "
+                    raise RewardError(f"{self.card.name!r}: row {row}: no level for prompt {prompt[:60]!r}; give "
                                       "one for every prompt (see `levels`), or one number for all")  # fmt: skip
-            level = np.array([level[prompt] for prompt in prompts], dtype=float)
+            level = np.array([level[prompt] for prompt in asked], dtype=float)
         judgement = self.reward(prompts, completions, **columns)
         scores = bent(judgement.scores, self.how, level, self.unit)
         return Judgement(scores, present=judgement.present, parts={"reward": judgement})
 
 
 def levels(prompts: list, scores: np.ndarray, share: float = 0.5) -> dict:
-    """{prompt: the score that this share of its answers stays below}; scores of shape (prompts, answers)."""
+    """{prompt's text: the score that this share of its answers stays below}; scores of shape (prompts, answers)."""
     scores = np.atleast_2d(scores)
     if len(scores) != len(prompts) or not 0 <= share <= 1:
         raise RewardError(f"levels: needs one row of scores for each prompt and a share in [0, 1]; got {len(prompts)} "
                           f"prompts, scores of shape {scores.shape}, share {share}")  # fmt: skip
-    return dict(zip(prompts, np.quantile(scores, share, axis=1).tolist(), strict=True))
+    asked = [text_of(prompt, "user") for prompt in prompts]
+    return dict(zip(asked, np.quantile(scores, share, axis=1).tolist(), strict=True))
 
 
 class MixedSupervision(BradleyTerry):

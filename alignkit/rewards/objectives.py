@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from alignkit.errors import AlignkitError, RewardError
-from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.errors import AlignkitError, RewardError, check_at_least, check_positive
+from alignkit.rewards.base import Judgement, Reward, as_reward, common_basis
 from alignkit.rewards.calling import TRAINERS
 from alignkit.taxonomy import RewardCard
 
@@ -29,11 +29,10 @@ class Objectives(Reward):
     def __init__(self, parts: Parts, scale: Mapping[str, float] | None = None):
         self.parts = {k: as_reward(r, k) for k, r in parts.items()} if isinstance(parts, Mapping) else as_reward(parts)
         self.scale = dict(scale or {})
-        if bad := [name for name, unit in self.scale.items() if not 0 < unit < np.inf]:
-            raise AlignkitError(f"{self.says}: the scale of {bad[0]!r} is {self.scale[bad[0]]}; it must be above 0")
+        check_positive(self.says, **{f"the scale of {name!r}": unit for name, unit in self.scale.items()})
         self.card = RewardCard(
-            name=self.says, construction_basis=_basis(self.parts), format="scalar", expression="explicit",
-            granularity="multi-aspect", objective="multi",
+            name=self.says, construction_basis=common_basis(self.made_of().values()), format="scalar",
+            expression="explicit", granularity="multi-aspect", objective="multi",
         )  # fmt: skip
 
     def made_of(self) -> Mapping[str, Reward]:
@@ -72,11 +71,6 @@ def _any_present(values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.any([~np.isnan(value) for value in values.values()], axis=0)
 
 
-def _basis(parts: Reward | dict[str, Reward]) -> str:
-    every = {r.card.construction_basis for r in (parts.values() if isinstance(parts, Mapping) else [parts])}
-    return every.pop() if len(every) == 1 else "hybrid"
-
-
 class Weighted(Objectives):
     """sum_k w_k r_k: linear scalarization. Objectives without a weight don't count."""
 
@@ -106,8 +100,7 @@ class _Adaptive(Objectives):
 
     def __init__(self, parts: Parts, scale: Mapping[str, float] | None, rate: float):
         super().__init__(parts, scale)
-        if not 0 < rate < np.inf:
-            raise AlignkitError(f"{self.says}: rate must be above 0, not {rate}")
+        check_positive(self.says, rate=rate)
         self.rate = rate
         self.reset()
 
@@ -170,8 +163,7 @@ class Lagrangian(_Adaptive):
 
     def __init__(self, parts: Parts, goal: str, cost: str, budget: float, rate: float = 0.5, start: float = 1.0,
                  scale: Mapping[str, float] | None = None):  # fmt: skip
-        if start < 0:
-            raise AlignkitError(f"Lagrangian: start is a multiplier of a constraint and can't be negative: {start}")
+        check_at_least("Lagrangian", 0, start=start)
         self.goal, self.cost, self.budget, self.start = goal, cost, budget, start
         super().__init__(parts, scale, rate)
 
@@ -280,10 +272,9 @@ class Stages(Reward):
             )
         self.stages = {stage: as_reward(reward, stage) for stage, reward in stages.items()}
         self.thresholds = dict(thresholds)
-        basis = {reward.card.construction_basis for reward in self.stages.values()}
         self.card = RewardCard(
             name=name,
-            construction_basis=basis.pop() if len(basis) == 1 else "hybrid",
+            construction_basis=common_basis(self.stages.values()),
             format="scalar",
             expression="explicit",
             granularity="multi-stage",
@@ -329,7 +320,7 @@ class ByTask(Reward):
                  scale: Mapping[str, float] | None = None):  # fmt: skip
         self.rewards = {name: as_reward(reward, name) for name, reward in rewards.items()}
         self.task_of, self.scale = task_of, dict(scale or {})
-        self.card = RewardCard(name="by task", construction_basis=_basis(self.rewards), format="scalar",
+        self.card = RewardCard(name="by task", construction_basis=common_basis(self.rewards.values()), format="scalar",
                                expression="explicit", granularity="response", objective="single",
                                notes="several tasks, one objective each")  # fmt: skip
 
