@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -153,9 +154,14 @@ def test_dependencies_are_what_is_imported():
 # --- the code
 
 
-ROOMS = ["worlds", "feedback", "rewards", "optimize", "evaluation"]
-GROUND = {"errors", "files", "taxonomy", "policy", "plots"}  # open to every room; itself in none
+#: One flow; a room imports only what lies to its left.
+ROOMS = ["worlds", "feedback", "rewards", "optimize", "evaluation", "checkup"]
+#: Open to every room; itself in none.
+GROUND = {"errors", "files", "intervals", "loading", "plots", "policy", "sampling", "taxonomy", "tokens", "training"}
 BETWEEN = {"pictures"}  # right of the worlds (it draws their scenes), left of all other rooms
+LEDGER = {"catalog", "claims"}  # beside the flow: what is claimed and by whom, on ground alone
+LONGEST = 400  # lines of a file
+TO_BE_CUT = {"alignkit/optimize/rl.py"}
 
 
 def project_imports(path: Path) -> set[str]:
@@ -179,6 +185,74 @@ def test_shared_ground_stands_in_no_room(module):
 @pytest.mark.parametrize("module", sorted(BETWEEN))
 def test_what_stands_between_rooms_imports_the_worlds_alone(module):
     assert project_imports(ROOT / "alignkit" / f"{module}.py") <= {*GROUND, "worlds"}
+
+
+def test_the_ledger_stands_on_ground_alone():
+    for path in [ROOT / "alignkit" / "catalog.py", *(ROOT / "alignkit" / "claims").rglob("*.py")]:
+        assert project_imports(path) <= {*GROUND, *LEDGER}, name_of(path)
+
+
+def test_every_part_of_the_package_has_its_place():
+    here = (ROOT / "alignkit").iterdir()
+    parts = {path.stem for path in here if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__"} == {*ROOMS, *GROUND, *BETWEEN, *LEDGER, "lab"}
+
+
+# Files of the package by their dotted names
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE}
+
+
+def modules_of(path: Path) -> set[str]:
+    """The files of the package that a file imports when it is loaded (not inside its functions)."""
+    found = set()
+    for node in tree(path).body:
+        names = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            found |= {name if name in MODULES else name.rpartition(".")[0]}
+    return (found & set(MODULES)) - {"alignkit"}
+
+
+def test_imports_run_in_no_circle():
+    TopologicalSorter({name: modules_of(path) - {name} for name, path in MODULES.items()}).prepare()
+
+
+OWN = ("self", "cls", "super()")
+
+
+@cache
+def underscored(path: Path, stored: bool) -> set[str]:
+    """The private names that a file makes (`stored`), or that it reads of an object other than itself."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and stored:
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store) and stored:
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Attribute) and not stored and ast.unparse(node.value) not in OWN:
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and not stored and node.module.startswith("alignkit"):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *EXECUTED], ids=name_of)
+def test_no_file_uses_anothers_private_names(path):
+    made = {name for other in PACKAGE if other != path for name in underscored(other, stored=True)}
+    assert not (underscored(path, stored=False) - underscored(path, stored=True)) & made
+
+
+def test_the_search_for_private_names_finds_them(tmp_path):
+    maker, user = tmp_path / "maker.py", tmp_path / "user.py"
+    maker.write_text("class A:\n    def _deep(self):\n        self._kept = _made\n_made = 1")
+    user.write_text("from alignkit.maker import _made, A\nA()._deep()\nself._own\nx._kept")
+    assert underscored(maker, stored=True) == {"_deep", "_kept", "_made"}
+    assert underscored(user, stored=False) == {"_deep", "_kept", "_made"}
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_files_are_short_enough_to_be_read(path):
+    if name_of(path) not in TO_BE_CUT:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
 def unsafe(node: ast.AST) -> str | None:
