@@ -440,7 +440,7 @@ def test_html_escapes_what_comes_from_the_data(tmp_path):
 def test_html_is_self_contained_and_the_fragment_is_no_page(tmp_path, planted):
     page = planted.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert page.count('<img src="data:image/png;base64,') == 4
+    assert page.count('<img src="data:image/png;base64,') == 1
     assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import|https?://", page)
     assert "<html" not in planted._repr_html_() and "<body" not in planted._repr_html_()
 
@@ -478,11 +478,10 @@ def test_summary_has_the_numbers_and_fits_a_terminal(planted):
 
 def test_figures_are_drawn_from_the_report(planted, sound, tmp_path):
     for diagnosis in (planted, sound, check(tmp_path, [{"prompt": "p", "chosen": "?", "rejected": "!"}])):
-        for name in ("plot", "plot_accuracy", "plot_length", "plot_format", "plot_turns", "plot_words"):
-            figure = getattr(diagnosis, name)()
-            assert isinstance(figure, Figure)
-            figure.savefig(tmp_path / "figure.png", dpi=30)
-    bars = sound.plot_length().axes[0].patches
+        figure = diagnosis.plot()
+        assert isinstance(figure, Figure)
+        figure.savefig(tmp_path / "figure.png", dpi=30)
+    bars = sound.plot().axes[1].patches
     assert sum(bar.get_height() for bar in bars) == 200
 
 

@@ -174,10 +174,11 @@ class Diagnosis(Report):
     def sections(self) -> list[Section]:
         report = self._shown()
         return [
-            Section("How learnable are the labels?", [_learnability(report["labels"], self.plot_accuracy())]),
-            Section("Length", [_length(report["length"], self.plot_length())]),
-            Section("Format", [_format(report["format"], self.plot_format())]),
-            Section("Prompts, turns and repetition", [_repetition(report, self.plot_turns())]),
+            Section("Figures", [Block(picture=self.plot(), shows="; ".join(self.facts().values()))]),
+            Section("How learnable are the labels?", [_learnability(report["labels"])]),
+            Section("Length", [_length(report["length"])]),
+            Section("Format", [_format(report["format"])]),
+            Section("Prompts and repetition", [_repetition(report)]),
             Section("Words that set the sides apart", _words(report["words"])),
             Section("Rows to look at", [_flagged(report)]),
             *([Section("Examples from the data", _shown_rows(report["examples"]))] if report["examples"] else []),
@@ -187,26 +188,6 @@ class Diagnosis(Report):
     def plot(self) -> Figure:
         """Accuracy, length, format and turns at a glance."""
         return figures.overview(self.report)
-
-    def plot_accuracy(self) -> Figure:
-        """Held-out accuracy of words and of length alone."""
-        return figures.draw(figures.accuracy, self.report, (7.6, 2.7))
-
-    def plot_length(self) -> Figure:
-        """Distribution of the difference in length."""
-        return figures.draw(figures.length, self.report, (7.6, 2.9))
-
-    def plot_format(self) -> Figure:
-        """Format marks that go with one side."""
-        return figures.draw(figures.formats, self.report, (7.6, 3.3))
-
-    def plot_turns(self) -> Figure:
-        """User turns before the compared answers."""
-        return figures.draw(figures.turns, self.report, (7.6, 2.6))
-
-    def plot_words(self) -> Figure:
-        """The words that most set chosen from rejected apart."""
-        return figures.draw(figures.words, self._shown(), (7.6, 7.0))
 
     def _shown(self) -> dict:
         """The report as people see it: with the words masked if they are not to be shown."""
@@ -221,15 +202,14 @@ class Diagnosis(Report):
 # --- the parts of the HTML ----------------------------------------------------------------------
 
 
-def _learnability(labels: dict, picture: Figure) -> Block:
+def _learnability(labels: dict) -> Block:
     if not labels["measured"]:
         return Block(note=f"Not measured: {labels['why']}.")
-    words, length, equal = (labels[f"accuracy_{name}"] for name in ("words", "length", "words_equal_length"))
-    return Block(picture=picture, shows=f"Held-out accuracy: words {as_percent(words)}, length {as_percent(length)}",
-                 rows=[
-        ("linear Bradley-Terry model on words", as_percent(words)),
+    equal = labels["accuracy_words_equal_length"]
+    return Block(rows=[
+        ("linear Bradley-Terry model on words", as_percent(labels["accuracy_words"])),
         ("the same, on pairs of about equal length", f"{as_percent(equal)}, n = {equal['n']:,}"),
-        ("rule that sees only length", as_percent(length)),
+        ("rule that sees only length", as_percent(labels["accuracy_length"])),
         ("words minus length, percentage points", as_points(labels["words_minus_length"])),
         ("calibration of the word model", f"Brier score {labels['brier']:.3f} (a coin: 0.250), expected calibration "
          f"error {labels['expected_calibration_error']:.3f}"),
@@ -237,9 +217,8 @@ def _learnability(labels: dict, picture: Figure) -> Block:
     ])  # fmt: skip
 
 
-def _length(length: dict, picture: Figure) -> Block:
-    return Block(picture=picture, shows=f"Difference in length; chosen longer in {as_percent(length['chosen_longer'])}",
-                 rows=[
+def _length(length: dict) -> Block:
+    return Block(rows=[
         ("chosen side longer", as_percent(length["chosen_longer"])),
         ("chosen side longer, ties aside", as_percent(length["chosen_longer_without_ties"])),
         ("mean difference in words", as_number(length["difference_words"])),
@@ -247,17 +226,16 @@ def _length(length: dict, picture: Figure) -> Block:
     ])  # fmt: skip
 
 
-def _format(marks: list[dict], picture: Figure) -> Block:
-    header = ("mark", "in chosen", "in rejected", "where only one side has it, it is the chosen one in")
-    seen = [mark for mark in marks if mark["chosen"]["value"] or mark["rejected"]["value"]]
-    return Block(picture=picture, shows="Difference between the sides in the share of answers with each format mark",
-                 header=header if seen else (), rows=[
-        (mark["name"], *(f"{100 * mark[side]['value']:.1f}%" for side in ("chosen", "rejected")),
-         f"{as_percent(only)}, n = {only['n']:,}") for mark in seen for only in [mark["chosen_when_only_one_has_it"]]
-    ])  # fmt: skip
+def _format(marks: list[dict]) -> Block:
+    rows = [
+        (mark["name"], as_percent(mark["chosen"]), as_percent(mark["rejected"]), as_percent(only), f"{only['n']:,}")
+        for mark in marks if (only := mark["chosen_when_only_one_has_it"])["n"]
+    ]  # fmt: skip
+    header = ("mark", "in chosen", "in rejected", "where only one side has it, it is the chosen one in", "pairs")
+    return Block(header=header if rows else (), rows=rows, note="" if rows else "None of the marks sets sides apart.")
 
 
-def _repetition(report: dict, picture: Figure) -> Block:
+def _repetition(report: dict) -> Block:
     prompts, copies, loops = report["prompts"], report["duplicates"], report["consistency"]
     counts = {
         "both sides carry the same prompt": prompts["same"],
@@ -270,8 +248,7 @@ def _repetition(report: dict, picture: Figure) -> Block:
         "pairs judged both ways": loops["pairs_in_contradictions"],
         "answers in the largest loop": loops["largest_loop"],
     }
-    return Block(picture=picture, shows="Number of user turns before the compared answers",
-                 rows=[(name, f"{count:,}") for name, count in counts.items()])  # fmt: skip
+    return Block(rows=[(name, f"{count:,}") for name, count in counts.items()])
 
 
 def _words(words: dict | None) -> list[Block]:

@@ -1,8 +1,6 @@
-"""Figures of the check-up, each drawn from the report alone: accuracy, length, format, turns, words."""
+"""The figure of the check-up, drawn from the report alone: accuracy, length, format, turns."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -14,16 +12,8 @@ DARK_ORANGE = "#8F6200"  # the orange of text: legible on white
 MOST_TURNS = 10
 
 
-def draw(panel: Callable[[Axes, dict], None], report: dict, size: tuple[float, float]) -> Figure:
-    """One panel as a figure of its own; closed for pyplot, so that a notebook shows it once."""
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    panel(axes, report)
-    plt.close(figure)
-    return figure
-
-
 def overview(report: dict) -> Figure:
-    """The four panels that fit any data set, side by side."""
+    """Four panels that fit any data set, side by side; closed for pyplot, so that a notebook shows them once."""
     figure, grid = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axes, panel in zip(grid.flat, (accuracy, length, formats, turns), strict=True):
         panel(axes, report)
@@ -43,7 +33,7 @@ def accuracy(axes: Axes, report: dict) -> None:
         ("words, lengths about equal", found["accuracy_words_equal_length"], BLUE),
         ("length alone", found["accuracy_length"], ORANGE),
     ]
-    _whiskers(axes, [row for row in rows if row[1]["value"] is not None], 100, "{:.0f}%")
+    _whiskers(axes, [row for row in rows if row[1]["value"] is not None], "{:.0f}%")
     axes.axvline(50, color=GRAY, lw=1, zorder=0)
     axes.annotate("coin", (50, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points")
     low, high = axes.get_xlim()
@@ -76,12 +66,7 @@ def formats(axes: Axes, report: dict) -> None:
         _say(axes, "none of the marks occurs")
         return
     seen = sorted(seen, key=lambda row: -row["difference"]["value"])
-    _whiskers(
-        axes,
-        [(row["name"], row["difference"], BLUE if row["clear"] else GRAY) for row in seen],
-        100,
-        "{:+.1f}",
-    )
+    _whiskers(axes, [(row["name"], row["difference"], BLUE if row["clear"] else GRAY) for row in seen], "{:+.1f}")
     axes.axvline(0, color=GRAY, lw=1, zorder=0)
     axes.set_xlabel("← more in rejected       percentage points       more in chosen →")
 
@@ -101,22 +86,6 @@ def turns(axes: Axes, report: dict) -> None:
     axes.set_xlabel("user turns before the compared answers")
 
 
-def words(axes: Axes, report: dict) -> None:
-    """The words that most set the two sides apart, by z-score of the log-odds ratio."""
-    sides = report["words"] or {"chosen": [], "rejected": []}
-    entries = sides["chosen"] + sides["rejected"][::-1]
-    _plain(axes, "Words that set the sides apart")
-    if not entries:
-        _say(axes, "no word occurs often enough")
-        return
-    scores = [entry["z"] for entry in entries]
-    axes.barh(range(len(entries)), scores, color=[CHOSEN if z > 0 else REJECTED for z in scores])
-    axes.set_yticks(range(len(entries)), [entry["word"] for entry in entries], fontsize=9)
-    axes.invert_yaxis()
-    axes.tick_params(left=False)
-    axes.set_xlabel("← rejected       z-score of the log-odds ratio       chosen →")
-
-
 # --- drawing ------------------------------------------------------------------------------------
 
 
@@ -128,12 +97,12 @@ def _plain(axes: Axes, title: str) -> None:
     axes.xaxis.label.set_color(INK)
 
 
-def _whiskers(axes: Axes, rows: list[tuple[str, dict, str]], scale: float, form: str) -> None:
-    """A dot with its interval per row, the name at the left, the value above the dot."""
+def _whiskers(axes: Axes, rows: list[tuple[str, dict, str]], form: str) -> None:
+    """A dot with its interval in percent per row, the name at the left, the value above the dot."""
     for place, (_, number, color) in enumerate(rows):
-        value = round(scale * number["value"], 1) + 0.0  # no "-0.0"
+        value = round(100 * number["value"], 1) + 0.0  # no "-0.0"
         if number["low"] is not None:
-            axes.plot([scale * number["low"], scale * number["high"]], [place, place], color=color, lw=2)
+            axes.plot([100 * number["low"], 100 * number["high"]], [place, place], color=color, lw=2)
         axes.plot(value, place, "o", color=color, ms=7)
         axes.annotate(form.format(value), (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])

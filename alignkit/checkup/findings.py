@@ -9,7 +9,7 @@ import base64
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Finding:
     example: Example | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"check": self.id.split(".")[0], **asdict(self)}
+        return plain({"check": self.id.split(".")[0], **vars(self), "example": self.example and vars(self.example)})
 
 
 def concluded(findings: Sequence[Finding]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def concluded(findings: Sequence[Finding]) -> dict[str, Any]:
     found = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     counts = {severity: sum(one.severity == severity for one in found) for severity in SEVERITIES}
     verdict = {**counts, "exit_status": int(counts[SERIOUS] > 0)}
-    return {"verdict": verdict, "findings": [plain(one.as_dict()) for one in found]}
+    return {"verdict": verdict, "findings": [one.as_dict() for one in found]}
 
 
 def plain(value: Any) -> Any:
@@ -114,8 +114,7 @@ class Block:
 
     @property
     def source(self) -> str:
-        """The picture as a data URI, without its title and without the drawing library's version."""
-        self.picture.axes[0].set_title("", loc="left")
+        """The picture as a data URI, without the drawing library's version in it."""
         buffer = BytesIO()
         self.picture.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

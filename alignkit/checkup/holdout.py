@@ -189,7 +189,7 @@ def _right(gap: np.ndarray) -> np.ndarray:
 
 def _share(right: np.ndarray, prompts: np.ndarray, seed: int, name: str) -> Estimate:
     if len(right) < FEWEST:
-        return {"value": None, "low": None, "high": None, "n": len(right)}
+        return Estimate(None, n=len(right))
     return cluster_bootstrap(right, prompts, generator(seed, name), share=True)
 
 

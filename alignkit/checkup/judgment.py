@@ -11,12 +11,13 @@ from alignkit.checkup import findings as f
 from alignkit.checkup.examination import Examination, within_sd
 from alignkit.checkup.findings import INFO, SERIOUS, WARN, Finding
 from alignkit.checkup.sensitivity import Effect
+from alignkit.evaluation.core import best_of_n_curve
 from alignkit.evaluation.perturb import KEEPS, Swap
 from alignkit.intervals import Estimate, as_percent, clear_of, cluster_bootstrap, generator
 from alignkit.rewards.scalar import calibration_error
 
 FEWEST_PAIRS = 30
-SEARCHES = (1, 4, 16)  # answers a search chooses from
+SEARCHES = (4, 16)  # answers a search chooses from
 
 
 def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
@@ -171,22 +172,17 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
     """Best-of-n by the reward over a policy's samples: does gold follow? Needs a world."""
     if exam.gold is None:
         return
-    group, per = exam.material.group, np.bincount(exam.material.group).min()
-    scores = np.where(np.isfinite(exam.scores), exam.scores, -np.inf)
-    rows = [np.flatnonzero(group == g) for g in np.unique(group)]
-    gains: dict[int, np.ndarray] = {}
-    for n in [n for n in SEARCHES if n <= per]:
-        picked = []
-        for own in rows:
-            parts = own[: per - per % n].reshape(-1, n)  # disjoint searches
-            best = parts[np.arange(len(parts)), scores[parts].argmax(axis=1)]
-            picked.append(exam.gold[best].mean() - exam.gold[own].mean())
-        gains[n] = np.array(picked) / exam.gold_unit
-    possible = np.array([exam.gold[own].max() - exam.gold[own].mean() for own in rows]) / exam.gold_unit
+    group = exam.material.group
+    per = np.bincount(group).min()
+    rows = np.stack([np.flatnonzero(group == g)[:per] for g in np.unique(group)])
+    scores, gold = np.nan_to_num(exam.scores, nan=np.nanmin(exam.scores) - 1)[rows], exam.gold[rows] / exam.gold_unit
+    ns = [n for n in SEARCHES if n <= per]
+    mean = gold.mean(1)
+    gains = dict(zip(ns, (best_of_n_curve(scores, gold, ns) - mean[:, None]).T, strict=True))
     told = {n: cluster_bootstrap(gain, np.arange(len(gain)), generator(exam.seed, f"best of {n}"))
-            for n, gain in gains.items() if n > 1}  # fmt: skip
+            for n, gain in gains.items()}  # fmt: skip
     yield {f"gold_gain_sd_best_of_{n}": value for n, value in told.items()}
-    yield {"possible_sd": _rounded(possible.mean())}
+    yield {"possible_sd": _rounded((gold.max(1) - mean).mean())}
     if not told:
         return
     few, many = min(told), max(told)
