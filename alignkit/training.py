@@ -173,7 +173,7 @@ def in_parts(index: Tensor, lengths: Tensor, tokens: float) -> list[Tensor]:
     return [torch.tensor(part, device=index.device) for part in [*parts, part]]
 
 
-def tokens_at_once(model: nn.Module, learning: bool = True, gigabytes: float = 2.0) -> int:
+def tokens_at_once(model: nn.Module, learning: bool = True, gigabytes: float = 1.0) -> int:
     """How many tokens a model can learn from, or read, at once in about so much memory beside its weights.
 
     Counted for each token: logits, their softmax, its gradient and a copy, and what the layers keep (all of them if
