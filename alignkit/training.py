@@ -22,7 +22,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
-from alignkit.errors import AlignkitError, check_positive, needs
+from alignkit.errors import AlignkitError, check_positive
 from alignkit.policy import shuffled_batches
 
 #: Learning rates by what is learned: for the worlds' small models, and for real ones of which every weight is trained.
@@ -140,15 +140,18 @@ def fit(
                       optimizer=optimizer.state_dict(), seconds=seconds)  # fmt: skip
         if stop:
             break
+    optimizer.zero_grad()  # a gradient is as large as the weights
     learner.history = pd.DataFrame(rows)
     learner.spent = {"rows_read": float(sum(map(len, order[: len(rows)]))), "updates": len(rows), "seconds": seconds}
     return learner
 
 
 def tensorboard(folder: str | Path) -> Callable[[int, Any, dict], None]:
-    """A callback that writes every row of the history for TensorBoard: pip install 'alignkit[tensorboard]'."""
-    with needs("tensorboard"):
+    """A callback that writes every row of the history for TensorBoard, by its own library: pip install tensorboard."""
+    try:
         from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise AlignkitError("a log for TensorBoard needs its library: pip install tensorboard") from error
     writer = SummaryWriter(str(folder))
 
     def write(step: int, _: Any, row: dict) -> None:
