@@ -60,7 +60,7 @@ def test_a_reward_that_never_differs_leaves_the_policy_alone(world, patient):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"beta": 0.0}, "beta must be > 0"), ({"group_size": 1}, "at least 2"), ({"steps": 0}, "at least 1")],
+    [({"beta": 0.0}, "beta must be a finite number"), ({"group_size": 1}, "at least 2"), ({"steps": 0}, "at least 1")],
 )
 def test_bad_input_is_named(world, patient, wrong, message):
     with pytest.raises(AlignkitError, match=message):
@@ -77,15 +77,15 @@ def test_groups_of_one_are_refused():
 def test_losses_on_fresh_samples_ask_in_turn_and_draw_anew_at_every_step(tiny):
     seen = []
 
-    def loss_of(asked, seed):
+    def loss_of(asked, columns, seed):
         seen.append((tuple(asked), seed))
         return sum(p.sum() for p in tiny.model.parameters()) * 0.0, {}
 
     prompts = [f"prompt {i}" for i in range(6)]
-    train_on_fresh(tiny, prompts, loss_of, steps=6, batch_size=4, learning_rate=1e-3, seed=1, progress=False)
+    train_on_fresh(tiny, prompts, loss_of, steps=6, prompts_per_step=4, learning_rate=1e-3, seed=1, progress=False)
     asked = [prompt for some, _ in seen for prompt in some]
     assert all(asked.count(prompt) == 4 for prompt in prompts)
     assert len({seed for _, seed in seen}) == len(seen) == 6
     first, seen = seen, []
-    train_on_fresh(tiny, prompts, loss_of, steps=6, batch_size=4, learning_rate=1e-3, seed=2, progress=False)
+    train_on_fresh(tiny, prompts, loss_of, steps=6, prompts_per_step=4, learning_rate=1e-3, seed=2, progress=False)
     assert {seed for _, seed in first}.isdisjoint({seed for _, seed in seen})

@@ -333,9 +333,9 @@ def treat(name, world, patient, pairs):
         ranked = feedback.rank(world, feedback.draw_groups(world, patient, 100, group_size=4, seed=1), sharp)
         return getattr(optimize, name)(patient, ranked, epochs=1.5, **some)
     if name == "raft":
-        return optimize.raft(patient, asked, gold, k=6, rounds=2, prompts_per_round=60, epochs=3, **some)
+        return optimize.raft(patient, asked, gold, n=6, rounds=2, prompts_per_round=60, epochs=3, **some)
     if name == "rso":
-        return optimize.rso(patient, asked, gold, candidates=8, keep=6, prompts_per_round=60, epochs=2, **some)
+        return optimize.rso(patient, asked, gold, n=8, keep=6, prompts_per_round=60, epochs=2, **some)
     if name == "iterative dpo":
         return optimize.iterative_dpo(patient, asked, gold, rounds=2, prompts_per_round=120, epochs=2, **some)
     if name == "online dpo":
@@ -343,7 +343,7 @@ def treat(name, world, patient, pairs):
     if name == "spin":
         shown = Dataset.from_dict({"prompt": asked, "completion": [world.ideal(p) for p in asked]})
         return optimize.spin(patient, shown, rounds=2, prompts_per_round=100, epochs=2, **some)
-    return optimize.sppo(patient, asked, gold, k=4, rounds=2, prompts_per_round=60, epochs=2, **some)
+    return optimize.sppo(patient, asked, gold, group_size=4, rounds=2, prompts_per_round=60, epochs=2, **some)
 
 
 METHODS = ["kto", "rrhf", "pro", "raft", "rso", "iterative dpo", "online dpo", "spin", "sppo"]
@@ -572,7 +572,8 @@ def first_is_longer(prompts, a, b):
 def test_online_training_and_rounds_that_were_interrupted_go_on_the_same(tiny, world, tmp_path):
     asked = world.prompts("feedback")
     runs = {
-        "online": lambda label, **o: optimize.online_dpo(tiny, asked, label, steps=14, batch_size=4, **QUIET, **o),
+        "online": lambda label, **o: optimize.online_dpo(tiny, asked, label, steps=14, prompts_per_step=4, **QUIET,
+                                                         **o),
         "rounds": lambda label, **o: optimize.iterative_dpo(tiny, asked, label, rounds=3, prompts_per_round=20,
                                                             batch_size=4, **QUIET, **o),
     }  # fmt: skip
@@ -631,10 +632,10 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
         optimize.sppo(tiny, asked, feedback.Annotator(), **QUIET)
     with pytest.raises(AlignkitError, match="a probability, for each of"):
         optimize.online_dpo(tiny, asked, lambda p, a, b: np.full(len(a), 7.0), steps=1, **QUIET)
-    with pytest.raises(AlignkitError, match="k must be at least 2"):
-        optimize.sppo(tiny, asked, first_is_longer, k=1, **QUIET)
-    with pytest.raises(AlignkitError, match="candidates must be at least 8"):
-        optimize.rso(tiny, asked, rewards.GoldReward(world), candidates=4, **QUIET)
+    with pytest.raises(AlignkitError, match="group_size must be at least 2"):
+        optimize.sppo(tiny, asked, first_is_longer, group_size=1, **QUIET)
+    with pytest.raises(AlignkitError, match="n must be at least 8"):
+        optimize.rso(tiny, asked, rewards.GoldReward(world), n=4, **QUIET)
     with pytest.raises(AlignkitError, match="there must be prompts"):
         optimize.iterative_dpo(tiny, [], first_is_longer, **QUIET)
     with pytest.raises(AlignkitError, match="flip must be in"):
@@ -673,7 +674,8 @@ def test_log_probabilities_that_are_not_finite_are_reported(tiny, pairs):
 
 
 def test_every_loss_of_the_module_is_proved_here():
-    elsewhere = {"policy_loss", "modpo_loss", "mdpo_loss", "conditional_loss", "anchor_loss"}  # in tests of their own
+    # in tests of their own
+    elsewhere = {"policy_loss", "regression_loss", "modpo_loss", "mdpo_loss", "conditional_loss", "anchor_loss"}
     public = {name for name in dir(losses) if name.endswith("_loss")} - elsewhere
     assert public == {f"{name.replace('r-dpo', 'length_regularized_dpo').replace(' ', '_')}_loss" for name in LOSSES
                       if name != "cdpo"}  # fmt: skip

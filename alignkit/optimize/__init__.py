@@ -21,7 +21,7 @@ from alignkit.optimize.decoding import (
     exact_values,
 )
 from alignkit.optimize.experience import Experience, token_rewards
-from alignkit.optimize.fresh_samples import as_labeler, online_dpo, regression_loss, reward_regression, win_probability
+from alignkit.optimize.fresh_samples import as_labeler, online_dpo, reward_regression, win_probability
 from alignkit.optimize.gradients import cosine, project_conflicts, reward_gradient, unshrunk_cosine
 from alignkit.optimize.in_context import InContext, shuffled_answers
 from alignkit.optimize.inference import (
@@ -55,6 +55,7 @@ from alignkit.optimize.losses import (
     nll_loss,
     orpo_loss,
     policy_loss,
+    regression_loss,
     robust_dpo_loss,
     rrhf_loss,
     simpo_loss,
@@ -96,7 +97,7 @@ from alignkit.optimize.preference import (
     simpo,
     slic_hf,
 )
-from alignkit.optimize.rl import AdaptiveKL, Method, policy_gradient
+from alignkit.optimize.rl import AdaptiveKL, Config, Method, policy_gradient
 from alignkit.optimize.rounds import (
     in_rounds,
     iterative_dpo,

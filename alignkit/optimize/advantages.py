@@ -1,7 +1,8 @@
 """Advantages: how much better than expected the rest of a completion was, token by token.
 
 Rewards come as (prompts, group, T) with NaN where nothing is paid, and a mask of the same shape; a completion that is
-judged as a whole is paid once, at its last token. (prompts, group) is short for that, one number a completion.
+judged as a whole is paid once, at its last token. (prompts, group) is short for that, one number a completion. A
+completion with an empty mask is not there: it is nobody's baseline and gets 0.
 """
 
 from __future__ import annotations
@@ -55,16 +56,18 @@ def leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
     most = int(paid.sum(-1).max())
     in_order = rewards.new_zeros(*rewards.shape[:2], most + 1)
     in_order.scatter_add_(2, before, torch.where(paid, rewards, 0.0))
-    rest = reward_to_go(in_order)
-    differ = rest.amax(1, keepdim=True) > rest.amin(1, keepdim=True)  # equal rewards: exactly 0, not a rounding error
-    others = (rest.sum(1, keepdim=True) - rest) / (rewards.shape[1] - 1)
+    rest, there = reward_to_go(in_order), (mask > 0).any(-1, keepdim=True)
+    low = rest.masked_fill(~there, torch.inf).amin(1, keepdim=True)
+    high = rest.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+    differ = high > low  # equal rewards, or only one: exactly 0, not a rounding error
+    others = (rest.sum(1, keepdim=True) - rest) / (there.sum(1, keepdim=True) - 1).clamp(min=1)
     return ((rest - others) * differ).gather(2, before) * mask
 
 
 @_by_token(least=2)
 def group_centered(rewards: Tensor, mask: Tensor) -> Tensor:
     """`leave_one_out` with oneself among the others: (k-1)/k of it, r_i - mean (Dr. GRPO, 2503.20783)."""
-    k = rewards.shape[1]
+    k = (mask > 0).any(-1, keepdim=True).sum(1, keepdim=True).clamp(min=1)
     return leave_one_out(rewards, mask) * (k - 1) / k
 
 

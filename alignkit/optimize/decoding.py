@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 
-from alignkit.errors import AlignkitError
-from alignkit.policy import Batch, Policy, Prompt, Rollout, draw, positions
-from alignkit.rewards.base import Reward, as_reward
+from alignkit.errors import AlignkitError, check_at_least
+from alignkit.policy import Batch, Policy, Prompt, Reading, Rollout, draw, positions
+from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
 from alignkit.rewards.model import RewardModel
 
 
@@ -45,7 +46,7 @@ class PrefixValue(RewardModel):
     def fit(
         cls,
         policy: Policy,
-        prompts: list,
+        prompts: list | Dataset,
         reward: Reward | Callable,
         n: int = 8,
         pooling: str = "mean",
@@ -54,8 +55,10 @@ class PrefixValue(RewardModel):
         **options,
     ) -> PrefixValue:
         """Roll out n answers to each prompt, score them, and fit; further options as in `RewardModel.train`."""
-        rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
-        scores = as_reward(reward)(rollout.prompts, rollout.completions).scores
+        asked, columns = columns_of(prompts)
+        rollout = policy.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
+        said = as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
+        scores = said.all_scores("PrefixValue")
         if np.ptp(scores) == 0:
             raise AlignkitError("PrefixValue: every rollout got the same reward, so there is nothing to foresee; take "
                                 "more prompts, a larger n, or another reward")  # fmt: skip
@@ -87,7 +90,7 @@ MOST = 100_000  # completions that are enumerated
 @torch.no_grad()
 def every_completion(policy: Policy, prompt: str, max_new_tokens: int) -> dict[tuple[int, ...], float]:
     """log pi of every completion there is, as token ids: those that end and those cut at max_new_tokens."""
-    size, eos = policy.model.config.vocab_size, policy.tokenizer.eos_token_id
+    size, stops = policy.vocabulary, policy.ends
     if size**max_new_tokens > MOST:
         raise AlignkitError(f"{size} tokens to the power of {max_new_tokens} are too many completions to enumerate; "
                             "take a policy with few tokens and short completions")  # fmt: skip
@@ -97,7 +100,7 @@ def every_completion(policy: Policy, prompt: str, max_new_tokens: int) -> dict[t
         ids = torch.tensor([[*head, *prefix] for prefix in open_], device=policy.device)
         logp = torch.log_softmax(policy.model(input_ids=ids).logits[:, -1].double(), -1).tolist()
         longer = {(*y, v): open_[y] + row[v] for y, row in zip(open_, logp, strict=True) for v in range(size)}
-        ends = {y for y in longer if y[-1] == eos or t + 1 == max_new_tokens}
+        ends = {y for y in longer if y[-1] in stops or t + 1 == max_new_tokens}
         done |= {y: longer[y] for y in longer if y in ends}
         open_ = {y: longer[y] for y in longer if y not in ends}
     return done
@@ -257,7 +260,7 @@ class Guided(Policy):
             self.guide.keep(first, first)
         ids = torch.tensor([[*self.prompt_ids(prompt), *written]], device=self.device)
         candidates, tilted, _ = self._tilt(self.model(input_ids=ids).logits[:, -1], 1.0)
-        out = torch.full((self.model.config.vocab_size,), -torch.inf, dtype=torch.float64, device=self.device)
+        out = torch.full((self.vocabulary,), -torch.inf, dtype=torch.float64, device=self.device)
         return out.scatter(0, candidates[0], torch.log_softmax(tilted[0], -1))
 
     def rollout(self, prompts: list[Prompt], n: int = 1, *args, **options) -> GuidedRollout:
@@ -271,29 +274,24 @@ class Guided(Policy):
         """As in `Policy`, with the guide beside it."""
         self.guide.start([self._asked[i] for i in owner])
         batch = self.pad([heads[i] for i in owner], [[] for _ in owner])
-        out = self.model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1,
-                         position_ids=positions(batch.attention), use_cache=True)  # fmt: skip
-        cache, logits, attention = out.past_key_values, out.logits[:, -1], batch.attention
-        position, eos = attention.sum(1, keepdim=True), self.tokenizer.eos_token_id
         alive, kl = torch.arange(len(owner), device=self.device), torch.zeros(len(owner), dtype=torch.float64)
         tails: list[list[int]] = [[] for _ in owner]
-        for t in range(noise.shape[1]):
-            candidates, tilted, moved = self._tilt(logits, temperature)
-            kl[alive.cpu()] += moved.cpu()
-            choice = draw(tilted, noise[alive, t], temperature)
-            token = candidates.gather(1, choice[:, None]).squeeze(1)
-            for row, chosen in zip(alive.tolist(), token.tolist(), strict=True):
-                tails[row].append(chosen)
-            keep = (token != eos).nonzero().squeeze(1)
-            if t + 1 == noise.shape[1] or not len(keep):
-                break
-            self.guide.keep(keep, choice[keep])
-            cache.batch_select_indices(keep)
-            alive, token, attention, position = alive[keep], token[keep], attention[keep], position[keep]
-            attention = F.pad(attention, (0, 1), value=1)
-            out = self.model(input_ids=token[:, None], attention_mask=attention, position_ids=position,
-                             past_key_values=cache, use_cache=True)  # fmt: skip
-            logits, position = out.logits[:, -1], position + 1
+        with self.reading():
+            read = Reading(self.model, batch.ids, batch.attention)
+            for t in range(noise.shape[1]):
+                candidates, tilted, added = self._tilt(read.logits, temperature)
+                kl[alive.cpu()] += added.cpu()
+                choice = draw(tilted, noise[alive, t], temperature)
+                token = candidates.gather(1, choice[:, None]).squeeze(1)
+                for row, chosen in zip(alive.tolist(), token.tolist(), strict=True):
+                    tails[row].append(chosen)
+                keep = (~torch.isin(token, torch.tensor(self.ends, device=self.device))).nonzero().squeeze(1)
+                if t + 1 == noise.shape[1] or not len(keep):
+                    break
+                self.guide.keep(keep, choice[keep])
+                read.select(keep)
+                alive = alive[keep]
+                read.append(token[keep])
         self._kl.append(kl)
         return tails
 
@@ -313,13 +311,14 @@ class Guided(Policy):
 
 @torch.no_grad()
 def blockwise(
-    policy: Policy, prompts: list, value: RewardModel, n: int, block: int = 8, seed: int = 0, max_new_tokens: int = 48
-) -> list[str]:
+    policy: Policy, prompts: list | Dataset, value: RewardModel, n: int, block: int = 8, seed: int = 0,
+    max_new_tokens: int = 48,
+) -> list[str]:  # fmt: skip
     """Controlled decoding block by block: of n continuations by `block` tokens the one with the highest value is kept,
     until it ends (2310.17022, section 3.2). One block of max_new_tokens is best-of-n by the value's score.
     """
-    if n < 1 or block < 1:
-        raise AlignkitError(f"blockwise: n and block must be at least 1, not {n} and {block}")
+    check_at_least("blockwise", 1, n=n, block=block, max_new_tokens=max_new_tokens)
+    prompts, _ = columns_of(prompts)
     if not isinstance(value, RewardModel):
         ModelGuide(value)  # says what is wanted
     written: list[list[int]] = [[] for _ in prompts]
@@ -335,10 +334,11 @@ def blockwise(
         scores = _values(value, [prompts[going[i]] for i in owner.tolist()], tails).view(len(going), n)
         for place, best in enumerate(scores.argmax(1).tolist()):
             written[going[place]] = tails[place * n + best]
-        going = [i for i in going if written[i][-1] != policy.tokenizer.eos_token_id]
+        going = [i for i in going if written[i][-1] not in policy.ends]
         if not going:
             break
-    return [text.strip() for text in policy.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    said = [ids[:-1] if ids[-1] in policy.ends else ids for ids in written]
+    return policy.tokenizer.batch_decode(said, skip_special_tokens=True)
 
 
 def _values(model: RewardModel, prompts: list, tails: list[list[int]]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,12 +13,38 @@ from torch import Tensor
 from alignkit.errors import RewardError
 from alignkit.policy import Batch, Policy, Rollout, positions
 from alignkit.rewards.base import Judgement
-from alignkit.rewards.process import step_tokens
+
+CREDITS = ("finest", "response")
+
+
+@dataclass
+class Samples:
+    """N completions of up to T tokens and what was said of them.
+
+    `scores` (N,): one number a completion. `fine` (N, T): finer credit where the reward gave it, NaN where nothing is
+    paid, else None. `columns`: what else the data set holds, one value a completion. A completion that the reward left
+    out (None) has an empty mask: it is in no group, no mean and no loss.
+    """
+
+    rollout: Rollout
+    scores: Tensor
+    fine: Tensor | None
+    columns: dict[str, list]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rows(self, index: Tensor) -> Samples:
+        """Some of the rows, in the given order, trimmed to the widest."""
+        said = some_rows(self.rollout, index)
+        width = said.batch.mask.shape[1]
+        columns = {name: [values[i] for i in index.tolist()] for name, values in self.columns.items()}
+        return Samples(said, self.scores[index], None if self.fine is None else self.fine[index][:, :width], columns)
 
 
 @dataclass
 class Experience:
-    """N = prompts x group completions of up to T tokens.
+    """N = prompts x group_size completions of up to T tokens.
 
     `scores` (N,): one number a completion. `rewards` (N, T): what is paid at each token, NaN where nothing is. `dense`:
     whether the reward gave finer credit than one number a completion, which is otherwise paid at its last token.
@@ -31,12 +58,13 @@ class Experience:
     dense: bool
     old: Tensor
     ref: Tensor
-    group: int
+    group_size: int
     greedy: Tensor | None = None
     values: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
+        """1 for tokens of completions that the reward judged, shape (N, T)."""
         return self.rollout.batch.mask
 
     @property
@@ -56,14 +84,22 @@ class Experience:
         return (self.rewards.nan_to_num() if self.dense else self.rewards) - beta * self.penalty
 
     def grouped(self, values: Tensor) -> Tensor:
-        """(N, T) to (prompts, group, T)."""
-        return values.unflatten(0, (-1, self.group))
+        """(N, T) to (prompts, group_size, T)."""
+        return values.unflatten(0, (-1, self.group_size))
+
+
+def judged(mask: Tensor) -> Tensor:
+    """Which completions the reward judged, shape (N,), bool."""
+    return mask.any(1)
 
 
 def at_last_token(values: Tensor, mask: Tensor) -> Tensor:
     """One number a completion, shape (N,), as a reward paid at its last token, shape (N, T); NaN elsewhere."""
     last = (mask.cumsum(1) == mask.sum(1, keepdim=True)) & (mask > 0)
     return torch.where(last, values[:, None], torch.nan)
+
+
+# --- rows of rollouts
 
 
 def some_rows(rollout: Rollout, index: Tensor) -> Rollout:
@@ -73,61 +109,113 @@ def some_rows(rollout: Rollout, index: Tensor) -> Rollout:
                    rollout.batch.rows(index), rollout.ended[index])  # fmt: skip
 
 
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """Rollouts one below the other, padded to the widest."""
-    batches = [r.batch for r in rollouts]
+def joined(batches: list[Batch]) -> Batch:
+    """Batches one below the other, padded to the widest."""
+    if len(batches) == 1:
+        return batches[0]
     right = max(b.mask.shape[1] for b in batches)
     left = max(b.ids.shape[1] - b.mask.shape[1] for b in batches)
 
-    def pad(values: Tensor, b: Batch) -> Tensor:
-        grow = right - b.mask.shape[1]
-        before = left - (b.ids.shape[1] - b.mask.shape[1]) if values.shape[1] == b.ids.shape[1] else 0
-        return F.pad(values, (before, grow))
+    def column(name: str) -> Tensor:
+        parts = [getattr(b, name) for b in batches]
+        if name in ("ids", "attention", "completion", "mask"):
+            more = left if name in ("ids", "attention") else 0
+            parts = [F.pad(v, (more and more - v.shape[1] + b.mask.shape[1], right - b.mask.shape[1]))
+                     for v, b in zip(parts, batches, strict=True)]  # fmt: skip
+        return torch.cat(parts)
 
-    batch = Batch(
-        *(torch.cat([pad(getattr(b, name), b) for b in batches]) for name in ("ids", "attention", "completion", "mask"))
-    )
-    return Rollout(
-        [p for r in rollouts for p in r.prompts],
-        [c for r in rollouts for c in r.completions],
-        batch,
-        torch.cat([r.ended for r in rollouts]),
-    )
+    return type(batches[0])(*(column(f.name) for f in fields(batches[0])))
 
 
-CREDITS = ("finest", "response")
+def all_samples(parts: list[Samples]) -> Samples:
+    """Samples one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = joined([part.rollout.batch for part in parts])
+    said = Rollout([p for part in parts for p in part.rollout.prompts],
+                   [c for part in parts for c in part.rollout.completions],
+                   batch, torch.cat([part.rollout.ended for part in parts]))  # fmt: skip
+    fine = None
+    if parts[0].fine is not None:
+        width = batch.mask.shape[1]
+        fine = torch.cat([F.pad(p.fine, (0, width - p.fine.shape[1]), value=torch.nan) for p in parts])
+    columns = {name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns}
+    return Samples(said, torch.cat([part.scores for part in parts]), fine, columns)
+
+
+# --- finer credit
 
 
 def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Tensor | None:
-    """The finest credit the judgement holds, laid on the rollout's tokens, shape (N, T); None if it has only scores.
+    """The finest credit the judgement holds, laid on the tokens that were sampled, shape (N, T), NaN where nothing is
+    paid; None if it has only scores.
 
-    The reward of a step (or segment) goes to its last token; NaN where there is none. RewardError if the numbers don't
-    match the completions.
+    The reward of a step (or segment) goes to the token that holds its last character. Rewards of tokens are taken as
+    they are where the text, tokenized again, gives the sampled tokens; else each goes to the sampled token that holds
+    its last character (those that meet there are added up), and that of the end of sequence to the last one.
+    RewardError if the numbers don't match the completions.
     """
     finest = judgement.tokens or judgement.steps
     if finest is None:
         return None
     if len(finest) != len(rollout.completions):
         raise RewardError(f"finer rewards for {len(finest)} completions, but there are {len(rollout.completions)}")
-    rewards = torch.full(rollout.batch.mask.shape, torch.nan)
-    length = rollout.batch.mask.sum(1).tolist()
-    if judgement.tokens:  # a reward that reads text closes what was cut off, but no end of sequence was sampled there
-        cut_off = [not e and len(v) == n + 1 for v, n, e in zip(finest, length, rollout.ended.tolist(), strict=True)]
-        finest = [values[:-1] if cut else values for values, cut in zip(finest, cut_off, strict=True)]
-    places = [range(len(values)) for values in finest]
-    if not judgement.tokens:
-        if judgement.ends is None:
-            raise RewardError("a judgement with steps must say where they end: set `ends`, in characters")
-        places = step_tokens(policy, rollout.completions, judgement.ends)
-    for row, (values, where) in enumerate(zip(finest, places, strict=True)):
-        if len(where) != len(values) or (len(where) and max(where) >= length[row]):
-            what, room = ("token", length[row]) if judgement.tokens else ("step", len(where))
+    if judgement.tokens is None and judgement.ends is None:
+        raise RewardError("a judgement with steps must say where they end: set `ends`, in characters")
+    batch = rollout.batch
+    rewards = torch.full(batch.mask.shape, torch.nan)
+    read = None if judgement.tokens is None else policy.tokenize(rollout.prompts, rollout.completions)[1]
+    for row, values in enumerate(finest):
+        ids, text = batch.completion[row][batch.mask[row] > 0].tolist(), rollout.completions[row]
+        ended = bool(rollout.ended[row])
+        if judgement.tokens is None:
+            places = _holding(judgement.ends[row], policy, ids[: len(ids) - ended], text)
+            fits, what, room = len(places) == len(values), "step", len(judgement.ends[row])
+        else:
+            places = _places_of_tokens(len(values), policy, read[row], ids, text, ended)
+            fits, what, room = bool(places) or not len(values), "token", len(ids)
+        if not fits:
             raise RewardError(
                 f"row {row}: {len(values)} {what} rewards do not fit the completion's {room} places; give one for each"
             )
-        for place, value in zip(where, values, strict=True):
-            rewards[row, place] = float(value)
-    return rewards.to(rollout.batch.ids.device)
+        for place, value in zip(places, values, strict=False):  # of a cut-off completion, none for an end not sampled
+            rewards[row, place] = float(value) + rewards[row, place].nan_to_num().item()
+    return rewards.to(batch.ids.device)
+
+
+def token_ends(policy: Policy, ids: list[int], text: str) -> np.ndarray:
+    """Where in `text` each of the sampled tokens `ids` ends, in characters, shape (tokens,).
+
+    From the lengths of the decoded beginnings: `text` is what the ids say, perhaps without blanks around it. A
+    character of several tokens ends with the last of them.
+    """
+    beginnings = [ids[: k + 1] for k in range(len(ids))]
+    said = policy.tokenizer.batch_decode(beginnings, skip_special_tokens=True) if ids else []
+    whole = said[-1] if said else ""
+    lead = max(whole.find(text), 0)
+    lengths = [len(part if whole.startswith(part) else part.rstrip("\ufffd")) - lead for part in said]
+    return np.clip(lengths, 0, len(text))
+
+
+def _holding(ends: list[int], policy: Policy, ids: list[int], text: str) -> list[int]:
+    """The sampled token that holds the character before each of `ends`; none if there are no such characters."""
+    if not ids or not len(ends) or max(ends) > len(text) or min(ends) < 1:
+        return []
+    return np.searchsorted(token_ends(policy, ids, text), ends).clip(max=len(ids) - 1).tolist()
+
+
+def _places_of_tokens(n: int, policy: Policy, read: list[int], ids: list[int], text: str, ended: bool) -> list[int]:
+    """The sampled token to which each of n rewards of tokens belongs; none if their number does not fit.
+
+    `read`: the text tokenized again, as a reward reads it, with an end of sequence, sampled or not.
+    """
+    if read[: len(ids)] != ids and n in (len(read), len(read) - 1):
+        ends = token_ends(policy, read[:-1], text).clip(min=1).tolist()
+        return _holding(ends, policy, ids[: len(ids) - ended], text) + [len(ids) - 1] * ended
+    return list(range(len(ids))) if n in (len(ids), len(ids) + (not ended)) else []
+
+
+# --- values
 
 
 class Critic(torch.nn.Module):

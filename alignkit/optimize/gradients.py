@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.advantages import leave_one_out
 from alignkit.policy import Policy
-from alignkit.rewards.base import Reward, as_reward
+from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
 
 
 def reward_gradient(
-    policy: Policy, prompts: list, reward: Reward | Callable, n: int = 8, seed: int = 0, max_new_tokens: int = 48,
-    batch_size: int = 256,
+    policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int = 8, seed: int = 0,
+    max_new_tokens: int = 48, batch_size: int = 256,
 ) -> Tensor:  # fmt: skip
     """An unbiased estimate of the gradient of E[reward] with respect to all weights, one flat vector.
 
     From n completions of each prompt with the leave-one-out baseline (RLOO 2402.14740), no KL.
     """
-    rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
-    scores = torch.from_numpy(as_reward(reward)(rollout.prompts, rollout.completions).scores).float()
+    asked, columns = columns_of(prompts)
+    rollout = policy.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
+    said = as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
+    scores = torch.from_numpy(said.all_scores("reward_gradient")).float()
     advantage = leave_one_out(scores.view(-1, n)).flatten().to(policy.device)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in weights]

@@ -7,26 +7,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from datasets import Dataset
 from scipy.special import logsumexp, softmax
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
 from alignkit.policy import Policy
-from alignkit.rewards.base import Reward, as_reward
+from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
 from alignkit.rewards.texts import before_sentence, plain_prompts, read_faults, without_sentences
 
+MENDS = ("resample", "drop")
 
-def best_of_n(policy: Policy, prompts: list, reward: Reward | Callable, n: int, seed: int = 0, **options) -> list[str]:
-    """For each prompt, the completion with the highest reward among n samples; ties go to a random one of them."""
-    if n < 1:
-        raise AlignkitError(f"best_of_n: n must be at least 1, not {n}")
-    rollout = policy.rollout(prompts, n, seed=seed, **options)
-    scores = as_reward(reward)(rollout.prompts, rollout.completions).ranked().reshape(len(prompts), n)
+
+def best_of_n(
+    policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int, seed: int = 0, **options
+) -> list[str]:
+    """For each prompt, the completion with the highest reward among n samples; ties go to a random one of them.
+
+    `prompts` of this and of all functions here: a list, or a Dataset with a column `prompt`, whose other columns are
+    handed to the reward by name. `options`: of `Policy.rollout`, such as max_new_tokens.
+    """
+    completions, said = _scored("best_of_n", policy, prompts, reward, n, seed, options)
+    scores = said.ranked().reshape(-1, n)
     tie_break = np.random.default_rng([seed, 5]).random(scores.shape)
     best = np.lexsort((tie_break, scores), axis=1)[:, -1]
-    return [rollout.completions[i * n + k] for i, k in enumerate(best)]
+    return [completions[i * n + k] for i, k in enumerate(best)]
 
 
-MENDS = ("resample", "drop")
+def _scored(
+    where: str, policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int, seed: int, options: dict
+) -> tuple[list[str], Judgement]:
+    """n completions for each prompt, a prompt's together, and what the reward says of them."""
+    check_at_least(where, 1, n=n)
+    asked, columns = columns_of(prompts)
+    rollout = policy.rollout(asked, n, seed=seed, **options)
+    return rollout.completions, as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
 
 
 def revise(
@@ -40,8 +54,8 @@ def revise(
     "drop": each version is a fresh sample without the sentences found fault with (all of it, if none would remain).
     Each version costs one sample, as in best-of-n; the judge reads all of them.
     """
-    if n < 1 or mend not in MENDS:
-        raise AlignkitError(f"revise: n must be at least 1 and mend one of {', '.join(MENDS)}, not {n} and {mend!r}")
+    check_at_least("revise", 1, n=n)
+    check_choice("revise", "mend", mend, MENDS)
     prompts, versions = plain_prompts(prompts), [[] for _ in prompts]
     best, kept = np.full(len(prompts), -np.inf), [""] * len(prompts)
     for round_ in range(n):
@@ -74,19 +88,19 @@ def _fits(policy: Policy, prompt: str, start: str, more: int) -> bool:
 
 
 def soft_best_of_n(
-    policy: Policy, prompts: list, reward: Reward | Callable, n: int, tau: float, seed: int = 0, **options
+    policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int, tau: float, seed: int = 0, **options
 ) -> list[str]:
     """For each prompt, one of n samples, chosen with probability softmax(r / tau) among them (2505.03156).
 
     tau -> 0 is best-of-n, tau -> infinity is one sample, n -> infinity is pi_ref * exp(r / tau) / Z.
     """
-    _positive("soft_best_of_n", n=n, tau=tau)
-    rollout = policy.rollout(prompts, n, seed=seed, **options)
-    scores = as_reward(reward)(rollout.prompts, rollout.completions).scores.reshape(len(prompts), n)
+    check_positive("soft_best_of_n", tau=tau)
+    completions, said = _scored("soft_best_of_n", policy, prompts, reward, n, seed, options)
+    scores = said.all_scores("soft_best_of_n").reshape(-1, n)
     chance = softmax(scores / tau, axis=1).cumsum(axis=1)
-    uniform = np.random.default_rng([seed, 6]).random((len(prompts), 1))
+    uniform = np.random.default_rng([seed, 6]).random((len(scores), 1))
     chosen = (uniform > chance).sum(axis=1).clip(max=n - 1)
-    return [rollout.completions[i * n + k] for i, k in enumerate(chosen)]
+    return [completions[i * n + k] for i, k in enumerate(chosen)]
 
 
 def soft_best_of_n_ratio(reward: np.ndarray, n: int, tau: float, probability: np.ndarray | None = None) -> np.ndarray:
@@ -99,7 +113,7 @@ def soft_best_of_n_ratio(reward: np.ndarray, n: int, tau: float, probability: np
 
     which is one-dimensional and smooth in log t, so that the trapezoid rule settles it.
     """
-    _positive("soft_best_of_n_ratio", n=n, tau=tau)
+    check_positive("soft_best_of_n_ratio", n=n, tau=tau)
     reward = np.atleast_2d(np.asarray(reward, dtype=float))
     p = np.full(reward.shape, 1 / reward.shape[1]) if probability is None else np.atleast_2d(probability)
     return np.stack([_ratio(row / tau, mass, n) for row, mass in zip(reward, p, strict=True)])
@@ -137,7 +151,7 @@ class Accepted:
 
 def sample_optimum(
     policy: Policy,
-    prompts: list,
+    prompts: list | Dataset,
     reward: Reward | Callable,
     beta: float,
     bound: float,
@@ -152,14 +166,17 @@ def sample_optimum(
     is 1 / acceptance_rate samples for each answer, and at most `most` are tried, `at_once` at a time. Statistical
     rejection sampling (2309.06657) puts the largest reward seen in the place of the bound.
     """
-    _positive("sample_optimum", beta=beta, most=most, at_once=at_once)
+    check_positive("sample_optimum", beta=beta, most=most, at_once=at_once)
     scorer, uniform = as_reward(reward), np.random.default_rng([seed, 7])
-    found: list[str | None] = [None] * len(prompts)
-    tries, open_ = np.zeros(len(prompts), dtype=int), np.arange(len(prompts))
+    asked, columns = columns_of(prompts)
+    found: list[str | None] = [None] * len(asked)
+    tries, open_ = np.zeros(len(asked), dtype=int), np.arange(len(asked))
     for round_ in range(-(-most // at_once)):
         n = min(at_once, most - round_ * at_once)
-        rollout = policy.rollout([prompts[i] for i in open_], n, seed=seed + 7919 * round_, **options)
-        scores = scorer(rollout.prompts, rollout.completions).scores
+        rollout = policy.rollout([asked[i] for i in open_], n, seed=seed + 7919 * round_, **options)
+        theirs = {name: [values[i] for i in open_] for name, values in columns.items()}
+        said = scorer(rollout.prompts, rollout.completions, **repeated(theirs, n))
+        scores = said.all_scores("sample_optimum")
         if scores.max() > bound + 1e-9:
             raise AlignkitError(f"sample_optimum: a reward of {scores.max():.4g} exceeds the bound of {bound:.4g}, "
                                 "so the samples would not be exact; give a bound that no reward exceeds")  # fmt: skip
@@ -175,17 +192,10 @@ def sample_optimum(
 
 def acceptance_rate(reward: np.ndarray, beta: float, bound: float, probability: np.ndarray | None = None) -> np.ndarray:
     """E[exp((r - bound) / beta)] under the reference, one for each row: the share of samples that is accepted."""
-    _positive("acceptance_rate", beta=beta)
+    check_positive("acceptance_rate", beta=beta)
     reward = np.atleast_2d(np.asarray(reward, dtype=float))
     p = np.full(reward.shape, 1 / reward.shape[1]) if probability is None else np.atleast_2d(probability)
     return (p * np.exp((reward - bound) / beta)).sum(1)
-
-
-def _positive(where: str, **numbers: float) -> None:
-    """AlignkitError naming the first argument that is not a finite number above 0 (for counts: at least 1)."""
-    for name, value in numbers.items():
-        if not (np.isfinite(value) and value > 0):
-            raise AlignkitError(f"{where}: {name} must be a finite number above 0, not {value}")
 
 
 def vote(answers: Sequence[str | None], weights: Sequence[float] | None = None) -> str | None:
@@ -208,7 +218,7 @@ def vote(answers: Sequence[str | None], weights: Sequence[float] | None = None) 
 
 def self_consistent(
     policy: Policy,
-    prompts: list,
+    prompts: list | Dataset,
     answer_of: Callable[[str], str | None],
     n: int,
     reward: Reward | Callable | None = None,
@@ -220,15 +230,15 @@ def self_consistent(
     With `reward`, whose scores must not be negative, the votes are weighted. AlignkitError if no sample of any prompt
     states an answer: then `answer_of` doesn't fit what the policy writes.
     """
-    if n < 1:
-        raise AlignkitError(f"self_consistent: n must be at least 1, not {n}")
-    rollout = policy.rollout(prompts, n, seed=seed, **options)
-    answers = [answer_of(text) for text in rollout.completions]
+    completions, said = _scored("self_consistent", policy, prompts, reward or _one, n, seed, options)
+    answers, weights = [answer_of(text) for text in completions], said.all_scores("self_consistent")
     if all(answer is None for answer in answers):
         raise AlignkitError(
             f"none of {len(answers)} samples states an answer that answer_of can read, such as "
-            f"{rollout.completions[0][:60]!r}: voting needs completions that end in an answer"
+            f"{completions[0][:60]!r}: voting needs completions that end in an answer"
         )
-    weights = None if reward is None else as_reward(reward)(rollout.prompts, rollout.completions).scores
-    parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
-    return [vote(answers[part], None if weights is None else weights[part]) for part in parts]
+    return [vote(answers[i : i + n], weights[i : i + n]) for i in range(0, len(answers), n)]
+
+
+def _one(prompts: list, completions: list[str]) -> list[float]:
+    return [1.0] * len(completions)

@@ -62,24 +62,38 @@ def policy_loss(
     ref: Tensor,
     mask: Tensor,
     advantage: Tensor,
-    unit: Tensor | float,
+    divisor: Tensor | float,
     ratio: str = "token",
     clip: float = 0.2,
     clip_high: float | None = None,
     beta: float = 0.0,
     estimator: str = "k3",
 ) -> Tensor:
-    """-sum_t (clipped surrogate - beta * KL estimate) / unit for each completion, shape (n,).
+    """-sum_t (clipped surrogate - beta * KL estimate) / divisor for each completion, shape (n,).
 
-    All other tensors have shape (n, T). What the methods' names stand for is `unit`, by which the sum over tokens is
-    divided: the completion's own length (GRPO 2402.03300, eq. 3), the mean length of the batch (DAPO 2503.14476, eq. 8:
-    every token counts the same), a constant (Dr. GRPO 2503.20783), or 1.
+    All other tensors have shape (n, T). What the methods' names stand for is `divisor`, of the sum over tokens: the
+    completion's own length (GRPO 2402.03300, eq. 3), the mean length of the batch (DAPO 2503.14476, eq. 8: every token
+    counts the same), a constant (Dr. GRPO 2503.20783), or 1.
     """
     rho = log_ratio(logp, old, mask, ratio)
     gain = clipped_surrogate(rho, torch.zeros_like(rho), advantage, clip, clip_high)
     if beta:
         gain = gain - beta * kl_estimate(logp, ref, estimator)
-    return -(gain * mask).sum(1) / unit
+    return -(gain * mask).sum(1) / divisor
+
+
+def regression_loss(logp: Tensor, ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """The variance of beta log pi/ref - r within groups, (prompts, group_size) each; one number a prompt (after REBEL,
+    Gao et al. 2024).
+
+    Half the mean squared error of beta (difference of log-ratios) against (difference of rewards) over all k^2 ordered
+    pairs of a group of k, each completion's with itself included; over pairs of two it would be k / (k - 1) times as
+    much. It is 0 exactly where pi is pi_ref exp(r / beta) / Z. On fresh samples its gradient is that of RLOO with the
+    KL in the reward, times 2 beta (k - 1) / k.
+    """
+    if logp.ndim != 2 or logp.shape[1] < 2:
+        raise AlignkitError(f"regression_loss needs groups of at least 2 completions, got shape {tuple(logp.shape)}")
+    return (beta * (logp - ref) - reward).var(1, correction=0)
 
 
 # --- preferences. Log-probabilities are of whole completions, summed over tokens unless a name says `mean`; shape (N,)

@@ -65,5 +65,5 @@ def gdpo(
     `parts`: a reward with aspects, or {name: reward}; `weights`: default 1 each; `whiten`: divide by the batch's
     standard deviation. With one reward and no `whiten` it is `grpo`. Options: see `policy_gradient`.
     """
-    method = replace(METHODS["dr_grpo"], name="gdpo", unit="completion")  # GRPO, but its advantages only centered
-    return policy_gradient(policy, prompts, Decoupled(parts, weights, whiten), method, beta, **options)
+    method = replace(METHODS["dr_grpo"], name="gdpo", loss_type="completion")  # GRPO, but its advantages only centered
+    return policy_gradient(policy, prompts, Decoupled(parts, weights, whiten), method, beta=beta, **options)

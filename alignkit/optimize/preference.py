@@ -35,21 +35,24 @@ from alignkit.rewards.losses import plackett_luce_loss
 from alignkit.tokens import Batch
 
 
-def sft(policy: Policy, data: Dataset, epochs: float = 1, **options) -> Policy:
+def sft(policy: Policy, data: Dataset | Batch, epochs: float = 1, **options) -> Policy:
     """Maximize the likelihood of `completion` given `prompt` (TRL's prompt-completion format); returns a new policy.
 
-    Loss: mean over the minibatch's completion tokens of -log pi, end-of-sequence included. Options: see `train`.
+    Loss: mean over the minibatch's completion tokens of -log pi, end-of-sequence included. `data` may also be tokens,
+    such as samples, of which those that were cut off have no end. Options: see `train`.
     """
-    check_columns(data, ["prompt", "completion"], "demonstrations")
-    check_texts(data, "completion")
-    treated = policy.copy(f"{policy.name} + sft")
-    batch = treated.encode(data["prompt"][:], data["completion"][:])
+    treated, batch = policy.copy(f"{policy.name} + sft"), data
+    if not isinstance(data, Batch):
+        check_columns(data, ["prompt", "completion"], "demonstrations")
+        check_texts(data, "completion")
+        batch = treated.encode(data["prompt"][:], data["completion"][:])
+        options = {"prompts": data["prompt"][:16], **options}
     tokens = batch.mask.sum(1)
 
     def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
         return -treated.token_logprobs(batch.rows(part)).sum() / tokens[minibatch].sum(), {}
 
-    return train(treated, loss_of, batch.attention.sum(1), epochs, kind="sft", prompts=data["prompt"][:16], **options)
+    return train(treated, loss_of, batch.attention.sum(1), epochs, kind="sft", **options)
 
 
 # --- pairs
@@ -57,7 +60,7 @@ def sft(policy: Policy, data: Dataset, epochs: float = 1, **options) -> Policy:
 
 def from_pairs(
     policy: Policy,
-    pairs: Dataset,
+    pairs: Dataset | Batch,
     loss: Callable[..., Tensor],
     name: str,
     reference: Policy | None = None,
@@ -76,17 +79,22 @@ def from_pairs(
     (the mean over their tokens; RPO 2404.19733).
 
     The history notes accuracy and margin (in units of beta, where there is one) of the implicit reward, and both
-    log-ratios. Pairs with equal sides are counted in a warning: they teach nothing. Further options: see `train`.
+    log-ratios. Pairs with equal sides are counted in a warning: they teach nothing. `pairs` may also be tokens, such as
+    samples: all chosen, then all rejected rows. Further options: see `train`.
     """
     check_at_least(name, 0, nll=nll)
-    settings, pairs = dict(settings or {}), check_pairs(pairs)
+    settings = dict(settings or {})
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
-    equal = sum(a == b for a, b in zip(pairs["chosen"], pairs["rejected"], strict=True))
-    if equal:
-        warnings.warn(f"{name}: {equal} of {len(pairs)} pairs have equal sides; they teach nothing", stacklevel=3)
-    treated, n = policy.copy(f"{policy.name} + {name}"), len(pairs)
-    both = encode_pairs(treated, pairs)
+    treated, both, columns = policy.copy(f"{policy.name} + {name}"), pairs, []
+    if not isinstance(pairs, Batch):
+        pairs = check_pairs(pairs)
+        equal = sum(a == b for a, b in zip(pairs["chosen"], pairs["rejected"], strict=True))
+        if equal:
+            warnings.warn(f"{name}: {equal} of {len(pairs)} pairs have equal sides; they teach nothing", stacklevel=3)
+        both, columns = encode_pairs(treated, pairs), pairs.column_names
+        options = {"prompts": pairs["prompt"][:16], **options}
+    n = len(both) // 2
     sides = {key: value for key, value in (extra or {}).items() if isinstance(value, Batch)}
     fixed = {key: value.to(treated.device) for key, value in (extra or {}).items() if key not in sides}
     for key, batch in {"both": both, **sides}.items():
@@ -97,7 +105,7 @@ def from_pairs(
     wanted = [key for key in inspect.signature(loss).parameters if key not in settings]
     known = {*fixed, *(key for side in ("chosen", "rejected", *sides) for key in (side, f"{side}_mean"))}
     for key in {*wanted} - known:
-        if key not in pairs.column_names:
+        if key not in columns:
             raise DataError(f"{name}: its loss asks for {key!r}, which is neither a setting nor a column of the pairs")
         fixed[key] = torch.tensor(check_numbers(pairs, key), device=treated.device).float()
     scale = settings.get("beta", 1.0) if "ref_chosen" in wanted else 1.0
@@ -116,8 +124,7 @@ def from_pairs(
         return each.sum() / len(minibatch), {"accuracy": margin > 0, "margin": scale * margin, **noted}
 
     texts = 2 + len(sides)
-    return train(treated, loss_of, pair_lengths(both), sides=texts, reference_rows=texts * n,
-                 prompts=pairs["prompt"][:16], **options)  # fmt: skip
+    return train(treated, loss_of, pair_lengths(both), sides=texts, reference_rows=texts * n, **options)
 
 
 PAIR_METHODS: dict[str, Callable[..., Policy]] = {}

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
 from alignkit.optimize.advantages import whitened
-from alignkit.optimize.experience import CREDITS, Critic, Experience, at_last_token, joined, some_rows, token_rewards
+from alignkit.optimize.experience import (
+    CREDITS,
+    Critic,
+    Experience,
+    Samples,
+    all_samples,
+    at_last_token,
+    judged,
+    token_rewards,
+)
 from alignkit.optimize.losses import KL_ESTIMATORS, RATIOS, log_ratio, policy_loss
-from alignkit.policy import Batch, Policy, check_same_vocabulary
-from alignkit.rewards.base import Reward, as_reward
-from alignkit.training import Checkpoint, digest
+from alignkit.policy import Batch, Policy, Rollout, check_same_vocabulary
+from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
+from alignkit.training import Checkpoint, default_rate, digest
 
-UNITS = ("completion", "batch", "limit", "one")
+LOSS_TYPES = ("completion", "batch", "limit", "one")
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,10 @@ class Method:
 
     `advantages(experience, beta)` gives (N, T); its beta is 0 where the KL is charged in the loss. `kl`: "reward" (k1,
     part of what is earned) or "loss" (`estimator`, part of what is minimized). `ratio`: what has one importance ratio,
-    "token", "sequence" or "completion" (`losses.log_ratio`). `unit`: what a completion's sum over tokens is divided by:
-    its length ("completion"), the batch's mean length ("batch"), max_new_tokens ("limit") or 1 ("one"). `critic`: learn
-    values; `whiten`: normalize advantages over the batch; `greedy`: score a greedy completion of each prompt, too;
-    `filter`: leave out groups of equal rewards.
+    "token", "sequence" or "completion" (`losses.log_ratio`). `loss_type`: what a completion's sum over tokens is
+    divided by: its length ("completion"), the batch's mean length ("batch"), max_new_tokens ("limit") or 1 ("one"); TRL
+    calls the first three "grpo", "bnpo" and "dr_grpo". `critic`: learn values; `whiten`: normalize advantages over the
+    batch; `greedy`: score a greedy completion of each prompt, too; `filter`: leave out groups of equal rewards.
     """
 
     name: str
@@ -42,7 +53,7 @@ class Method:
     kl: str = "reward"
     estimator: str = "k3"
     ratio: str = "token"
-    unit: str = "completion"
+    loss_type: str = "completion"
     clip: float = 0.2
     clip_high: float | None = None
     critic: bool = False
@@ -51,14 +62,10 @@ class Method:
     filter: bool = False
 
     def __post_init__(self):
-        allowed = {"kl": ("reward", "loss"), "estimator": KL_ESTIMATORS, "ratio": RATIOS, "unit": UNITS}
+        allowed = {"kl": ("reward", "loss"), "estimator": KL_ESTIMATORS, "ratio": RATIOS, "loss_type": LOSS_TYPES}
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise AlignkitError(
-                    f"{self.name}: {name} must be one of {', '.join(values)}, not {getattr(self, name)!r}"
-                )
-        if not 0 < self.clip or (self.clip_high is not None and not 0 < self.clip_high):
-            raise AlignkitError(f"{self.name}: clip and clip_high must be above 0, not {self.clip}, {self.clip_high}")
+            check_choice(self.name, name, getattr(self, name), values)
+        check_positive(self.name, clip=self.clip, clip_high=self.clip if self.clip_high is None else self.clip_high)
 
 
 @dataclass(frozen=True)
@@ -74,266 +81,182 @@ class AdaptiveKL:
     bound: float = 0.2
 
     def __post_init__(self):
-        if not (self.target > 0 and self.start > 0):
-            raise AlignkitError(f"AdaptiveKL: target and start must be above 0, not {self.target} and {self.start}")
+        check_positive("AdaptiveKL", target=self.target, start=self.start)
 
     def next(self, beta: float, kl: float) -> float:
         """The weight for the next step, after a step at this KL."""
         return beta * (1 + self.gain * min(max(kl / self.target - 1, -self.bound), self.bound))
 
 
+@dataclass(frozen=True)
+class Config:
+    """How much is sampled and how the policy is updated. Each field is an option of every method.
+
+    Each step samples `group_size` completions of at most `max_new_tokens` tokens for each of `prompts_per_step`
+    prompts, then makes `epochs` passes over them in `minibatches` parts (clipping acts only from the second update on
+    the same samples on). `beta` weighs the KL to the reference. `max_kl` (nats) ends the treatment early, before the
+    update of the first batch whose KL exceeds it. `entropy` weighs a bonus for the policy's entropy (nats a token).
+    `draws`: how often to sample at most until enough groups remain, for methods that leave some out. `credit` "finest"
+    uses rewards of tokens, steps or segments where the reward gives them, "response" its scores only. `learning_rate`:
+    by default what suits the size of what is trained (`training.default_rate`), decaying linearly to 0; `critic_rate`:
+    the critic's.
+    """
+
+    beta: float | AdaptiveKL = 0.2
+    steps: int = 40
+    prompts_per_step: int = 8
+    group_size: int = 16
+    epochs: int = 1
+    minibatches: int = 1
+    learning_rate: float | None = None
+    max_new_tokens: int = 48
+    max_kl: float | None = None
+    entropy: float = 0.0
+    draws: int = 1
+    critic_rate: float = 2e-3
+    credit: str = "finest"
+    seed: int = 0
+
+    def __post_init__(self):
+        counts = ("steps", "prompts_per_step", "group_size", "epochs", "minibatches", "draws", "max_new_tokens")
+        check_at_least("policy_gradient", 1, **{name: getattr(self, name) for name in counts})
+        check_choice("policy_gradient", "credit", self.credit, CREDITS)
+        if not isinstance(self.beta, AdaptiveKL):
+            check_at_least("policy_gradient", 0, beta=self.beta)
+        check_positive("policy_gradient", critic_rate=self.critic_rate, learning_rate=self.learning_rate or 1.0)
+
+
+def configured(method: Method, config: Config, options: dict) -> tuple[Method, Config]:
+    """Method and config with the fields changed that `options` names."""
+    own, theirs = {f.name for f in fields(Config)}, {f.name for f in fields(Method)} - {"name", "advantages"}
+    unknown = sorted(set(options) - own - theirs)
+    if unknown:
+        raise AlignkitError(f"{method.name}: no option {unknown[0]!r}; there are {', '.join(sorted(own | theirs))}")
+    method = replace(method, **{name: value for name, value in options.items() if name in theirs})
+    config = replace(config, **{name: value for name, value in options.items() if name in own})
+    if method.filter and config.group_size < 2:
+        raise AlignkitError(f"{method.name} compares the completions of a group: group_size must be at least 2")
+    return method, config
+
+
 def policy_gradient(
     policy: Policy,
-    prompts: list,
+    prompts: list | Dataset,
     reward: Reward | Callable,
     method: Method,
-    beta: float | AdaptiveKL = 0.2,
-    steps: int = 40,
-    prompts_per_step: int = 8,
-    group_size: int = 16,
-    epochs: int = 1,
-    minibatches: int = 1,
-    learning_rate: float = 5e-4,
-    max_new_tokens: int = 48,
-    max_kl: float | None = None,
-    entropy: float = 0.0,
-    draws: int = 1,
-    critic_rate: float = 2e-3,
-    credit: str = "finest",
+    config: Config | None = None,
+    *,
     reference: Policy | None = None,
-    seed: int = 0,
     progress: bool = True,
+    callback: Callable[[int, Policy, dict], bool | None] | None = None,
     checkpoint: str | Path | None = None,
-    **changes,
+    **options,
 ) -> Policy:
     """Sample a batch, score it, update on it; returns a new policy.
 
-    Each step samples `group_size` completions for each of `prompts_per_step` prompts, then makes `epochs` passes over
-    them in `minibatches` parts (clipping acts only from the second update on the same samples on). beta weighs the KL
-    to `reference` (default: `policy` itself). `max_kl` (nats) ends the treatment early, before the update of the first
-    batch whose KL exceeds it. `entropy` weighs a bonus for the policy's entropy (nats a token). `draws`: how often to
-    sample at most until enough groups remain, for methods that leave some out. `credit` "finest" uses rewards of
-    tokens, steps or segments where the reward gives them, "response" its scores only. `changes`: fields of `Method` to
-    change, such as clip=0.1 or kl="loss".
+    `prompts`: a list, or a Dataset with a column `prompt`, whose other columns are handed to the reward by name.
+    `reference`: default `policy` itself. `options`: fields of `Config`, and fields of `Method` to change, such as
+    clip=0.1 or kl="loss". A completion about which the reward says None is left out of its group.
 
-    `checkpoint`: a file in which the run's state is kept, so that the same call goes on after an interruption with the
-    same result. The history has one row a step: reward, k1 estimate of the sequence KL, tokens, an estimate of the
-    entropy (nats a token), clip fraction, share of zero-variance groups, beta; the critic's error if there is one.
+    `callback(step, treated, row)` gets each row of the history, to evaluate or to log; if it returns True the treatment
+    ends. `checkpoint`: a file in which the run's state is kept, so that the same call goes on after an interruption
+    with the same result. The history has one row a step: reward, k1 estimate of the sequence KL, tokens, an estimate of
+    the entropy (nats a token), clip fraction, share of zero-variance groups, beta; the critic's error if there is one.
+
+    The treatment ends with a warning where the policy has lost its language: its samples are less likely under the
+    reference than random tokens, and by half as much less likely than at first. AlignkitError if a likelihood is not
+    finite.
     """
-    method = replace(method, **changes)
-    adaptive = beta if isinstance(beta, AdaptiveKL) else None
-    _check(method, prompts, steps, prompts_per_step, group_size, epochs, minibatches, draws, credit, beta)
-    reward = as_reward(reward)
+    method, config = configured(method, config or Config(), options)
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
     treated = policy.copy(f"{policy.name} + {method.name}")
-    run = _Run(treated, reference, reward, method, beta=adaptive.start if adaptive else beta, credit=credit,
-               group_size=group_size, max_new_tokens=max_new_tokens, draws=draws, entropy=entropy, seed=seed,
-               per_step=prompts_per_step, learning_rate=learning_rate, critic_rate=critic_rate)  # fmt: skip
-    run.set_order(prompts, steps)
+    run = _Run(treated, reference, as_reward(reward), prompts, method, config)
     kept = None
     if checkpoint is not None:
-        told = dict(prompts=prompts, method=method.name, changes=changes, beta=beta, steps=steps, group_size=group_size,
-                    prompts_per_step=prompts_per_step, epochs=epochs, minibatches=minibatches, seed=seed, draws=draws,
-                    learning_rate=learning_rate, max_new_tokens=max_new_tokens, max_kl=max_kl, entropy=entropy,
-                    critic_rate=critic_rate, credit=credit)  # fmt: skip
-        models = {"policy": policy.model.parameters(), "reference": reference.model.parameters()}
-        kept = Checkpoint(checkpoint, {**told, **{name: digest(*weights) for name, weights in models.items()}})
+        same = {**asdict(config), **{f.name: getattr(method, f.name) for f in fields(Method) if f.name != "advantages"},
+                "prompts": run.prompts, "columns": run.columns, "policy": digest(*policy.model.parameters()),
+                "reference": digest(*reference.model.parameters())}  # fmt: skip
+        kept = Checkpoint(checkpoint, same)
         run.restore(kept.load())
-    with tqdm(total=steps, initial=run.step, desc=treated.name, disable=not progress, leave=False) as bar:
-        while run.step < steps and not run.stopped:
-            start = time.perf_counter()
-            run.one(1 - run.step / steps, epochs, minibatches, max_kl)
-            if adaptive and run.rows:
-                run.beta = adaptive.next(run.beta, run.rows[-1]["kl"])
+    with tqdm(total=config.steps, initial=run.step, desc=treated.name, disable=not progress, leave=False) as bar:
+        while run.step < config.steps and not run.stopped:
+            start, done = time.perf_counter(), run.step
+            run.take_step()
             run.spent["seconds"] += time.perf_counter() - start
             bar.update()
+            if callback is not None and run.step > done and callback(done, treated, run.rows[-1]) is True:
+                run.stopped = True
             if kept:
-                kept.save(run.step, last=run.stopped or run.step == steps, **run.state())
+                kept.save(run.step, last=run.stopped or run.step == config.steps, **run.state())
     treated.model.eval()
     treated.history, treated.spent = pd.DataFrame(run.rows), run.spent
     return treated
 
 
-def _check(
-    method: Method, prompts: list, steps: int, prompts_per_step: int, group_size: int, epochs: int, minibatches: int,
-    draws: int, credit: str, beta: float | AdaptiveKL,
-) -> None:  # fmt: skip
-    name = method.name
-    if credit not in CREDITS:
-        raise AlignkitError(f"{name}: credit must be one of {', '.join(CREDITS)}, not {credit!r}")
-    if not prompts or min(steps, prompts_per_step, group_size, epochs, minibatches, draws) < 1:
-        raise AlignkitError(
-            f"{name}: prompts must not be empty, and steps, prompts_per_step, group_size, epochs, minibatches and "
-            "draws must be at least 1"
-        )
-    if not isinstance(beta, AdaptiveKL) and not 0 <= beta < float("inf"):
-        raise AlignkitError(f"{name}: beta must be 0 or more, not {beta}")
-    if method.filter and group_size < 2:
-        raise AlignkitError(f"{name} compares the completions of a group: group_size must be at least 2")
-
-
 class _Run:
     """The state of one call of `policy_gradient`, and its steps."""
 
-    def __init__(
-        self, policy: Policy, reference: Policy, reward: Reward, method: Method, *, beta: float, credit: str,
-        group_size: int, per_step: int, max_new_tokens: int, draws: int, entropy: float, seed: int,
-        learning_rate: float, critic_rate: float,
-    ):  # fmt: skip
-        self.policy, self.reference, self.reward, self.method = policy, reference, reward, method
-        self.beta, self.credit, self.group_size, self.per_step = beta, credit, group_size, per_step
-        self.max_new_tokens, self.draws, self.entropy_weight = max_new_tokens, draws, entropy
-        self.rates = [learning_rate, critic_rate]
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, policy: Policy, reference: Policy, reward: Reward, prompts: list | Dataset, method: Method,
+                 config: Config):  # fmt: skip
+        self.policy, self.reference, self.reward, self.method, self.config = policy, reference, reward, method, config
+        self.prompts, self.columns = columns_of(prompts)
+        if not self.prompts:
+            raise AlignkitError(f"{method.name}: prompts must not be empty")
+        self.beta = config.beta.start if isinstance(config.beta, AdaptiveKL) else config.beta
+        self.generator = torch.Generator().manual_seed(config.seed)
         self.critic = Critic(policy) if method.critic else None
+        rate = config.learning_rate or default_rate(policy.model, "policy gradient")
         learned = [p for p in policy.model.parameters() if p.requires_grad]
-        self.optimizers = [AdamW(learned, lr=learning_rate, weight_decay=0.0)]
+        self.learners = [(learned, rate, AdamW(learned, lr=rate, weight_decay=0.0))]
         if self.critic:
-            self.optimizers.append(AdamW(self.critic.parameters(), lr=critic_rate, weight_decay=0.0))
-        self.step, self.next_prompt, self.stopped = 0, 0, False
+            learned = list(self.critic.parameters())
+            self.learners.append((learned, config.critic_rate, AdamW(learned, lr=config.critic_rate, weight_decay=0.0)))
+        passes = -(-config.steps * config.prompts_per_step * config.draws // len(self.prompts))
+        every = [torch.randperm(len(self.prompts), generator=self.generator) for _ in range(passes)]
+        self.order = torch.cat(every).tolist()  # shuffled passes, as many as the run can ask for
+        self.step, self.next_prompt, self.stopped, self.first_nats = 0, 0, False, None
         self.rows: list[dict] = []
         self.spent = dict.fromkeys(("completions_sampled", "forward_rows", "backward_rows", "updates", "seconds"), 0)
 
-    def set_order(self, prompts: list, steps: int) -> None:
-        """Shuffled passes over the prompts, as many as the run can ask for."""
-        passes = -(-steps * self.per_step * self.draws // len(prompts))
-        order = torch.cat([torch.randperm(len(prompts), generator=self.generator) for _ in range(passes)])
-        self.order, self.prompts = order.tolist(), prompts
-
-    # -- interruption --------------------------------------------------------------------------------------------
-
-    def state(self) -> dict:
-        modules = [self.policy.model, *([self.critic] if self.critic else [])]
-        return {
-            "weights": [module.state_dict() for module in modules],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generator": self.generator.get_state(),
-            "loop": [self.next_prompt, self.stopped, self.beta, self.rows, self.spent],
-        }
-
-    def restore(self, state: dict | None) -> None:
-        if state is None:
-            return
-        modules = [self.policy.model, *([self.critic] if self.critic else [])]
-        for part, weights in zip(modules, state["weights"], strict=True):
-            part.load_state_dict(weights)
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        self.generator.set_state(state["generator"])
-        self.step = state["step"]
-        self.next_prompt, self.stopped, self.beta, self.rows, self.spent = state["loop"]
-
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def one(self, decay: float, epochs: int, minibatches: int, max_kl: float | None) -> None:
-        """Sample, score, and update with the learning rates times `decay`."""
-        rollout, scores, judgements, noted = self._sample()
-        updates = epochs * minibatches
-        if not len(rollout.batch):  # nothing left to learn from
-            self._note(noted, {"kl": self.rows[-1]["kl"] if self.rows else 0.0})
+    def take_step(self) -> None:
+        """Sample, score, and update."""
+        config, updates = self.config, self.config.epochs * self.config.minibatches
+        samples, noted = self.sample()
+        if not len(samples) or not judged(samples.rollout.batch.mask).any():  # nothing to learn from
+            self.note({**noted, "kl": self.rows[-1]["kl"] if self.rows else 0.0})
             return
+        batch = samples.rollout.batch
         with torch.set_grad_enabled(updates == 1):  # a single update needs no second look at its samples
-            logp, entropy = self._logprobs(rollout.batch)
+            logp, entropy = self.logprobs(batch)
         with torch.no_grad():
-            ref = self.reference.token_logprobs(rollout.batch)
+            ref = self.reference.token_logprobs(batch)
         old = logp.detach()
-        self._check_finite(old, ref, rollout)
         self.spent["forward_rows"] += 2 * len(old)
-        moved = (old - ref).sum(1).mean().item()
-        if max_kl is not None and moved > max_kl:
+        kl = (old - ref).sum(1)[judged(batch.mask)].mean().item()
+        if self.lost(samples.rollout, old, ref) or (config.max_kl is not None and kl > config.max_kl):
             self.stopped = True
             return
-        experience = self._experience(rollout, scores, judgements, old, ref)
-        in_reward = self.beta if self.method.kl == "reward" else 0.0
-        advantage = self.method.advantages(experience, in_reward)
+        experience = self.experience(samples, old, ref)
+        advantage = self.method.advantages(experience, self.beta if self.method.kl == "reward" else 0.0)
         returns = advantage + experience.values if self.critic else None
         if self.method.whiten:
             advantage = whitened(advantage, experience.mask)
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=False):  # no second one without a critic
-            for group in optimizer.param_groups:
-                group["lr"] = rate * decay
         clipped, errors = [], []
-        for _ in range(epochs):
-            for index in torch.randperm(len(old), generator=self.generator).chunk(minibatches):
+        for _ in range(config.epochs):
+            for index in torch.randperm(len(old), generator=self.generator).chunk(config.minibatches):
                 ready = (logp, entropy) if updates == 1 else None
-                clipped.append(self._update(experience, advantage, index, ready))
+                clipped.append(self.update(experience, advantage, index, ready))
                 if self.critic:
-                    errors.append(self._update_critic(rollout.batch, returns, index))
-        tokens = experience.mask.sum()
-        self._note(noted, {
-            "kl": moved,
-            "entropy": (-old.sum() / tokens).item(),
-            "clip_fraction": sum(clipped) / len(clipped),
-            **({"critic_error": sum(errors) / len(errors)} if errors else {}),
-        })  # fmt: skip
+                    errors.append(self.update_critic(batch, returns, index))
+        self.note({**noted, "kl": kl, "entropy": (-old.sum() / batch.mask.sum()).item(),
+                   "clip_fraction": sum(clipped) / len(clipped),
+                   **({"critic_error": sum(errors) / len(errors)} if errors else {})})  # fmt: skip
 
-    def _note(self, noted: dict, more: dict) -> None:
-        self.rows.append({"step": self.step, **noted, **more, "beta": self.beta})
-        self.step += 1
-
-    def _sample(self):
-        """Completions with their scores; of a method that filters, only groups whose rewards differ."""
-        kept, rewards, zero, tokens, groups = [], [], 0, 0.0, 0
-        for _ in range(self.draws):
-            asked = [self.prompts[i] for i in self.order[self.next_prompt : self.next_prompt + self.per_step]]
-            self.next_prompt += len(asked)
-            seed = int(torch.randint(2**31, (1,), generator=self.generator))
-            rollout = self.policy.rollout(asked, self.group_size, seed=seed, max_new_tokens=self.max_new_tokens)
-            judgement = self.reward(rollout.prompts, rollout.completions)
-            self.reward.update(judgement)
-            scores = torch.from_numpy(judgement.all_scores(self.method.name)).float()
-            by_group = scores.view(-1, self.group_size)
-            differ = by_group.amax(1) > by_group.amin(1)
-            self.spent["completions_sampled"] += len(scores)
-            zero, groups, tokens = zero + (~differ).sum().item(), groups + len(asked), tokens + rollout.batch.mask.sum()
-            rewards.append(scores)
-            dense = token_rewards(judgement, self.policy, rollout) if self.credit == "finest" else None
-            index = torch.arange(len(scores))
-            if self.method.filter:
-                room = self.per_step - sum(len(k[1]) for k in kept) // self.group_size
-                index = index.view(-1, self.group_size)[differ][:room].flatten()
-            width = int(rollout.batch.mask[index].sum(1).max()) if len(index) else 0
-            kept.append((some_rows(rollout, index), scores[index], None if dense is None else dense[index][:, :width]))
-            if sum(len(k[1]) for k in kept) >= self.per_step * self.group_size:
-                break
-        rewards = torch.cat(rewards)
-        noted = {
-            "reward": rewards.mean().item(),
-            "tokens": (tokens / len(rewards)).item(),
-            "zero_variance": zero / groups,
-        }
-        parts = [k for k in kept if len(k[1])] or kept[:1]
-        rollout = parts[0][0] if len(parts) == 1 else joined([k[0] for k in parts])
-        fine = None
-        if parts[0][2] is not None:
-            width = rollout.batch.mask.shape[1]
-            fine = torch.cat([F.pad(k[2], (0, width - k[2].shape[1]), value=torch.nan) for k in parts])
-        return rollout, torch.cat([k[1] for k in parts]).to(self.policy.device), fine, noted
-
-    def _experience(self, rollout, scores: Tensor, fine: Tensor | None, old: Tensor, ref: Tensor) -> Experience:
-        rewards = at_last_token(scores, rollout.batch.mask) if fine is None else fine
-        greedy = values = None
-        if self.method.greedy:
-            asked = rollout.prompts[:: self.group_size]
-            best = self.policy.rollout(asked, 1, temperature=0.0, max_new_tokens=self.max_new_tokens)
-            self.spent["completions_sampled"] += len(asked)
-            greedy = torch.from_numpy(self.reward(best.prompts, best.completions).scores).float().to(scores.device)
-        if self.critic:
-            with torch.no_grad():
-                values = self.critic(rollout.batch)
-            self.spent["forward_rows"] += len(old)
-        return Experience(rollout, scores, rewards, fine is not None, old, ref, self.group_size, greedy, values)
-
-    def _logprobs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """log pi of each token, and the entropy at each token if it is asked for."""
-        if not self.entropy_weight:
-            return self.policy.token_logprobs(batch), None
-        every = torch.log_softmax(self.policy.logits(batch).float(), -1)
-        logp = every.gather(2, batch.completion[..., None]).squeeze(-1) * batch.mask
-        return logp, -(every.exp() * every).sum(-1) * batch.mask
-
-    def _check_finite(self, old: Tensor, ref: Tensor, rollout) -> None:
+    def lost(self, rollout: Rollout, old: Tensor, ref: Tensor) -> bool:
+        """Whether the policy has lost its language; a warning says so. AlignkitError if a likelihood is not finite."""
         for who, values in (("policy", old), ("reference", ref)):
             bad = (~values.isfinite()).any(1).nonzero().flatten().tolist()
             if bad:
@@ -342,63 +265,175 @@ class _Run:
                     f"({rollout.completions[bad[0]][:60]!r}) a log-probability that is not finite; lower "
                     "learning_rate, or check the model's weights"
                 )
+        chance, nats = math.log(self.policy.vocabulary), (-ref.sum() / rollout.batch.mask.sum()).item()
+        self.first_nats = nats if self.first_nats is None else self.first_nats
+        if nats <= max(chance, self.first_nats + chance / 2):
+            return False
+        warnings.warn(
+            f"{self.policy.name}: treatment ended before step {self.step}, since the policy has lost its language: its "
+            f"samples, such as {rollout.completions[0][:60]!r}, are less likely under the reference than random tokens "
+            f"({nats:.1f} nats a token); lower learning_rate, raise beta, or set max_kl",
+            stacklevel=4,
+        )
+        return True
+
+    def note(self, noted: dict) -> None:
+        """A row of the history; the step is done."""
+        self.rows.append({"step": self.step, **noted, "beta": self.beta})
+        self.step += 1
+        if isinstance(self.config.beta, AdaptiveKL):
+            self.beta = self.config.beta.next(self.beta, noted["kl"])
+
+    def sample(self) -> tuple[Samples, dict]:
+        """Scored completions, and notes on all that were drawn; of a method that filters, only groups that differ."""
+        wanted, k = self.config.prompts_per_step * self.config.group_size, self.config.group_size
+        drawn, kept, differ = [], [], []
+        while len(drawn) < self.config.draws and sum(map(len, kept)) < wanted:
+            drawn.append(self.draw())
+            by_group = drawn[-1].scores.view(-1, k)
+            differ.append(by_group.nan_to_num(-torch.inf).amax(1) > by_group.nan_to_num(torch.inf).amin(1))
+            index = torch.arange(len(drawn[-1]))
+            if self.method.filter:
+                room = (wanted - sum(map(len, kept))) // k
+                index = index.view(-1, k)[differ[-1]][:room].flatten()
+            kept.append(drawn[-1].rows(index))
+        noted = {
+            "reward": torch.cat([d.scores for d in drawn]).nanmean().item(),
+            "tokens": (sum(d.rollout.batch.mask.sum() for d in drawn) / sum(map(len, drawn))).item(),
+            "zero_variance": (~torch.cat(differ)).double().mean().item(),
+        }
+        return all_samples([part for part in kept if len(part)] or kept[:1]), noted
+
+    def draw(self) -> Samples:
+        """Completions of the next prompts, with what the reward says of them."""
+        index = self.order[self.next_prompt : self.next_prompt + self.config.prompts_per_step]
+        self.next_prompt += len(index)
+        seed = int(torch.randint(2**31, (1,), generator=self.generator))
+        rollout = self.policy.rollout([self.prompts[i] for i in index], self.config.group_size, seed=seed,
+                                      max_new_tokens=self.config.max_new_tokens)  # fmt: skip
+        columns = {name: [values[i] for i in index] for name, values in self.columns.items()}
+        columns = repeated(columns, self.config.group_size)
+        judgement = self.reward(rollout.prompts, rollout.completions, **columns)
+        self.reward.update(judgement)
+        self.spent["completions_sampled"] += len(rollout.completions)
+        fine = token_rewards(judgement, self.policy, rollout) if self.config.credit == "finest" else None
+        if not judgement.present.all():
+            present = torch.from_numpy(judgement.present).to(self.policy.device)
+            rollout.batch.mask = rollout.batch.mask * present[:, None]
+        return Samples(rollout, torch.from_numpy(judgement.scores).float(), fine, columns)
+
+    def experience(self, samples: Samples, old: Tensor, ref: Tensor) -> Experience:
+        """What the advantages are computed from."""
+        batch, fine = samples.rollout.batch, samples.fine
+        scores = samples.scores.nan_to_num().to(self.policy.device)
+        greedy = values = None
+        if self.method.greedy:
+            asked = samples.rollout.prompts[:: self.config.group_size]
+            columns = {name: values[:: self.config.group_size] for name, values in samples.columns.items()}
+            best = self.policy.rollout(asked, 1, temperature=0.0, max_new_tokens=self.config.max_new_tokens)
+            self.spent["completions_sampled"] += len(asked)
+            said = self.reward(best.prompts, best.completions, **columns).all_scores(self.method.name)
+            greedy = torch.from_numpy(said).float().to(scores.device)
+        if self.critic:
+            with torch.no_grad():
+                values = self.policy.in_parts(batch, self.critic)
+            self.spent["forward_rows"] += len(old)
+        rewards = at_last_token(scores, batch.mask) if fine is None else fine.masked_fill(batch.mask == 0, torch.nan)
+        return Experience(samples.rollout, scores, rewards, fine is not None, old, ref, self.config.group_size, greedy,
+                          values)  # fmt: skip
+
+    def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """log pi of each token, and the entropy at each token if it is asked for, each (N, T); differentiable."""
+        if not self.config.entropy:
+            return self.policy.token_logprobs(batch), None
+
+        def both(rows: Batch) -> Tensor:
+            every = torch.log_softmax(self.policy.logits(rows).float(), -1)
+            logp = every.gather(2, rows.completion[..., None]).squeeze(-1)
+            return torch.stack([logp, -(every.exp() * every).sum(-1)], -1) * rows.mask[..., None]
+
+        return self.policy.in_parts(batch, both).unbind(-1)
 
     # -- one update ----------------------------------------------------------------------------------------------
 
-    def _update(self, e: Experience, advantage: Tensor, index: Tensor, ready: tuple | None) -> float:
+    def update(self, e: Experience, advantage: Tensor, index: Tensor, ready: tuple | None) -> float:
         """One optimizer step on some rows; returns the share of their tokens on which the clip acts."""
         m = self.method
         if ready is not None:
-            rows, width, index = e.rollout.batch, e.mask.shape[1], torch.arange(len(e.mask))
+            rows, index = e.rollout.batch, torch.arange(len(e.mask))
             logp, entropy = ready
         else:
             rows = e.rollout.batch.rows(index)
-            width = rows.mask.shape[1]
-            logp, entropy = self._logprobs(rows)
+            logp, entropy = self.logprobs(rows)
             self.spent["forward_rows"] += len(index)
+        width = rows.mask.shape[1]
         old, ref, advantage = e.old[index, :width], e.ref[index, :width], advantage[index, :width]
         by_token = e.dense and m.ratio == "completion"  # each token is an action of its own, then
-        unit, ratio = ("one", "token") if by_token else (m.unit, m.ratio)
+        loss_type, ratio = ("one", "token") if by_token else (m.loss_type, m.ratio)
+        divisor = {"completion": rows.mask.sum(1).clamp(min=1), "batch": e.mask.sum() / judged(e.mask).sum(),
+                   "limit": self.config.max_new_tokens, "one": 1.0}[loss_type]  # fmt: skip
         beta = self.beta if m.kl == "loss" else 0.0
-        per_completion = policy_loss(logp, old, ref, rows.mask, advantage, self._unit(unit, e, rows), ratio, m.clip,
-                                     m.clip_high, beta, m.estimator)  # fmt: skip
-        loss = per_completion.mean()
-        if self.entropy_weight:
-            loss = loss - self.entropy_weight * entropy.sum() / rows.mask.sum()
-        self._step(0, loss, self.policy.model.parameters())
+        per_completion = policy_loss(logp, old, ref, rows.mask, advantage, divisor, ratio, m.clip, m.clip_high, beta,
+                                     m.estimator)  # fmt: skip
+        loss = per_completion.sum() / judged(rows.mask).sum().clamp(min=1)
+        if self.config.entropy:
+            loss = loss - self.config.entropy * entropy.sum() / rows.mask.sum()
+        self.descend(0, loss)
         self.spent["backward_rows"] += len(index)
         self.spent["updates"] += 1
-        return _clip_fraction(logp.detach(), old, rows.mask, advantage, m, ratio)
+        rho = log_ratio(logp.detach(), old, rows.mask, ratio).exp()  # where it has left the range in the advantage's
+        high = m.clip if m.clip_high is None else m.clip_high  # direction, the clip takes the gradient away
+        acts = ((rho > 1 + high) & (advantage > 0)) | ((rho < 1 - m.clip) & (advantage < 0))
+        return ((acts * rows.mask).sum() / rows.mask.sum().clamp(min=1)).item()
 
-    def _unit(self, unit: str, e: Experience, rows: Batch) -> Tensor | float:
-        if unit == "completion":
-            return rows.mask.sum(1).clamp(min=1)
-        return {"batch": e.mask.sum() / len(e.mask), "limit": self.max_new_tokens, "one": 1.0}[unit]
-
-    def _update_critic(self, batch: Batch, returns: Tensor, index: Tensor) -> float:
+    def update_critic(self, batch: Batch, returns: Tensor, index: Tensor) -> float:
+        """One step of the critic toward the returns; its error."""
         rows = batch.rows(index)
-        miss = (self.critic(rows) - returns[index, : rows.mask.shape[1]]) * rows.mask
+        miss = (self.policy.in_parts(rows, self.critic) - returns[index, : rows.mask.shape[1]]) * rows.mask
         error = miss.pow(2).sum() / rows.mask.sum()
-        self._step(1, error, self.critic.parameters())
+        self.descend(1, error)
         self.spent["forward_rows"] += len(index)
         self.spent["backward_rows"] += len(index)
         return error.item()
 
-    def _step(self, which: int, loss: Tensor, parameters) -> None:
+    def descend(self, which: int, loss: Tensor) -> None:
+        """A step of the optimizer of the policy (0) or of the critic (1)."""
         if not torch.isfinite(loss):
             raise AlignkitError(
                 f"{self.method.name}, step {self.step}: the loss is {loss.item()}; lower learning_rate, or check the "
                 "rewards' size. The policy before this update is unharmed"
             )
-        self.optimizers[which].zero_grad()
+        learned, rate, optimizer = self.learners[which]
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - self.step / self.config.steps)
+        optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizers[which].step()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
 
+    # -- interruption --------------------------------------------------------------------------------------------
 
-def _clip_fraction(logp: Tensor, old: Tensor, mask: Tensor, advantage: Tensor, m: Method, ratio: str) -> float:
-    """Share of tokens whose gradient the clip takes away: the ratio has left the range in the advantage's direction."""
-    rho = log_ratio(logp, old, mask, ratio).exp()
-    high = m.clip if m.clip_high is None else m.clip_high
-    acts = ((rho > 1 + high) & (advantage > 0)) | ((rho < 1 - m.clip) & (advantage < 0))
-    return ((acts * mask).sum() / mask.sum().clamp(min=1)).item()
+    def state(self) -> dict:
+        """All that the next step depends on."""
+        return {
+            "weights": [learned for learned, _, _ in self.learners],
+            "optimizers": [optimizer.state_dict() for _, _, optimizer in self.learners],
+            "generator": self.generator.get_state(),
+            "reward": self.reward.state(),
+            "loop": [self.step, self.next_prompt, self.stopped, self.beta, self.first_nats, self.rows, self.spent],
+        }
+
+    def restore(self, state: dict | None) -> None:
+        """Go on from a `state`."""
+        if state is None:
+            return
+        for (learned, _, optimizer), weights, values in zip(self.learners, state["weights"], state["optimizers"],
+                                                            strict=True):  # fmt: skip
+            with torch.no_grad():
+                for own, value in zip(learned, weights, strict=True):
+                    own.copy_(value)
+            optimizer.load_state_dict(values)
+        self.generator.set_state(state["generator"])
+        self.reward.restore(state["reward"])
+        (self.step, self.next_prompt, self.stopped, self.beta, self.first_nats, self.rows,
+         self.spent) = state["loop"]  # fmt: skip
