@@ -293,6 +293,28 @@ def test_trls_own_rewards_work_as_they_are():
         assert mine == function(completions=said, completion_ids=ids) and len(set(mine)) == 2, function
 
 
+def test_trl_trains_on_rewards_of_ours_and_hands_them_the_columns(tiny, tmp_path):
+    """A verifier that reads a column, None for a row, an async function, and a reward that moves with the training."""
+    trl = pytest.importorskip("trl")
+    seen = []
+
+    def knows(prompts, completions, answer, trainer_state, log_metric, completion_ids):
+        log_metric("rows", len(answer))
+        seen.append((trainer_state.global_step, [str(prompts[i]).split()[-2] == a for i, a in enumerate(answer)]))
+        return [None if a == "salt" else float(len(ids)) for a, ids in zip(answer, completion_ids, strict=True)]
+
+    law = rewards.Lagrangian({"knows": knows, "words": lambda p, c: [len(t) for t in c]}, "knows", "words", budget=0.0)
+    data = Dataset.from_dict({"prompt": ["please explain iron ?", "please explain salt ?"], "answer": ["iron", "salt"]})
+    args = trl.GRPOConfig(output_dir=str(tmp_path), max_steps=2, num_generations=2, per_device_train_batch_size=4,
+                          max_completion_length=4, report_to="none", use_cpu=True, disable_tqdm=True)  # fmt: skip
+    trainer = trl.GRPOTrainer(tiny.copy().model, [rewards.to_trl(law), rewards.to_trl(later), rewards.to_trl(knows)],
+                              args=args, train_dataset=data, processing_class=tiny.tokenizer)  # fmt: skip
+    trainer.train()
+    assert {step for step, _ in seen} == {0, 1} and all(all(fits) for _, fits in seen)
+    assert len(law.history) == 2 and law.multiplier > 1.0
+    assert any("rewards/knows/mean" in row for row in trainer.state.log_history)
+
+
 def test_an_async_function_is_waited_for_where_a_loop_is_running():
     async def cell():
         return rewards.as_reward(later)(["a"], ["xx"]).scores.tolist()
@@ -367,7 +389,7 @@ def test_a_row_that_is_not_a_rewards_own_is_left_out_by_what_is_built_on_it():
 
 
 def test_columns_of_a_data_set_and_their_repetition():
-    data = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["x", "y"], "completion": ["no", "no"]})
+    data = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["x", "y"], "completions": [["no"], ["no"]]})
     prompts, columns = rewards.columns_of(data)
     assert (prompts, columns) == (["a", "b"], {"answer": ["x", "y"]})
     assert rewards.repeated(columns, 2) == {"answer": ["x", "x", "y", "y"]}

@@ -162,8 +162,6 @@ def side_by_side(
     rows = {"untreated": {"gold gained (sd)": 0.0, "KL (nats)": 0.0, untrained: np.nan, **_symptoms(before)}}
     for name, reward in rewards.items():
         scaled = Scaled(reward, spread(reward, pool.prompts, pool.completions, n_reference))
-        if hasattr(reward, "reset"):  # one that changes during a treatment, such as `Stages`, must not start ahead
-            reward.reset()
         start = time.perf_counter()
         treated = treat(patient, world.prompts("treatment"), scaled, steps=steps, prompts_per_step=prompts_per_step,
                         group_size=group_size, beta=beta, learning_rate=learning_rate, seed=seed, progress=progress,

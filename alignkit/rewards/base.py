@@ -30,15 +30,7 @@ import numpy as np
 from datasets import Dataset
 
 from alignkit.errors import DataError, RewardError
-from alignkit.rewards.calling import (
-    TRAINERS,
-    CallError,
-    call_function,
-    copied,
-    first_change,
-    row_numbers,
-    rows_of,
-)
+from alignkit.rewards.calling import TRAINERS, CallError, call_function, copied, first_change, row_numbers, rows_of
 from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
 from alignkit.worlds.base import World
@@ -106,8 +98,8 @@ def columns_of(data: Dataset | Sequence) -> tuple[list, dict[str, list]]:
         return list(data), {}
     if "prompt" not in data.column_names:
         raise DataError(f"the data set has no column 'prompt'; it has {', '.join(data.column_names) or 'none'}")
-    rest = [name for name in data.column_names if name not in ("prompt", "completion", "completion_ids")]
-    return data["prompt"][:], {name: data[name][:] for name in rest}
+    own = ("prompt", "prompts", "completion", "completions", "completion_ids")  # what is to be scored comes later
+    return data["prompt"][:], {name: data[name][:] for name in data.column_names if name not in own}
 
 
 def repeated(columns: Mapping[str, list], n: int) -> dict[str, list]:

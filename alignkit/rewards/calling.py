@@ -77,10 +77,8 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, np.ndarray):
+    if isinstance(a, np.ndarray) or _is_of("torch", "Tensor", a):
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is equal to NaN here
-    if _is_of("torch", "Tensor", a):
-        return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     if type(a).__eq__ is object.__eq__:  # nothing to compare by but the identity, which a copy does not share
         return True
     return bool(a == b) or a != a
