@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 from alignkit.errors import AlignkitError
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
-NOTEBOOKS = ROOT / "notebooks"
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # of a clone; or the folder that packages are installed in
+INSTALLED = (PACKAGE / "data").is_dir()  # a wheel carries models, catalog, ledger, results and notebooks inside
+HOME = PACKAGE if INSTALLED else ROOT  # what `data/...` and `notebooks/...` are relative to
+DATA = HOME / "data"
+NOTEBOOKS = HOME / "notebooks"
 
 
 def write_atomic(path: str | Path, text: str | bytes) -> Path:
@@ -37,6 +41,26 @@ def write_atomic(path: str | Path, text: str | bytes) -> Path:
             "free some space or choose another folder, and run again."
         ) from error
     return path
+
+
+def start(folder: str | Path) -> list[Path]:
+    """Copy the series (notebooks with their outputs and figures) into a new or empty folder; returns the notebooks.
+
+    Raises AlignkitError if there is something in the folder already, or it can't be written; then nothing is left.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise AlignkitError(f"{folder} is not empty; name a new folder, so that nothing of yours is written over")
+    check_folder(folder)
+    try:
+        return [write_atomic(folder / path.relative_to(NOTEBOOKS), path.read_bytes()) for path in _shipped()]
+    except AlignkitError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _shipped() -> list[Path]:
+    return sorted([*NOTEBOOKS.glob("[0-9]*.ipynb"), *NOTEBOOKS.glob("figures/*.*")])
 
 
 def check_folder(folder: str | Path) -> None:

@@ -9,16 +9,19 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
+from alignkit.errors import needs
 from alignkit.files import NOTEBOOKS
+
+with needs("notebooks"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
 
 PHASE = {"feedback": "#0072B2", "reward": "#E69F00", "optimization": "#009E73", "evaluation": "#CC79A7"}
 INK, GRAY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.errors import AlignkitError
-from alignkit.files import NOTEBOOKS, ROOT
+from alignkit.files import HOME, NOTEBOOKS, ROOT
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -174,7 +174,7 @@ def model_hash(path: str | Path) -> str:
 def portable(path: str | Path) -> str:
     """A path relative to the project, or absolute if it lies elsewhere."""
     path = Path(path).resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+    return path.relative_to(HOME).as_posix() if path.is_relative_to(HOME) else path.as_posix()
 
 
 @lru_cache
@@ -219,7 +219,7 @@ def stale_reasons(result: dict, notebook: str | Path | None = None) -> list[str]
         if present != version:
             reasons.append(f"world {version} -> {present.removeprefix(name + '-') if present else 'gone'}")
     for name, value in recorded["model"].items():
-        path = ROOT / recorded["model_files"][name]
+        path = HOME / recorded["model_files"][name]
         if not path.exists() or model_hash(path) != value:
             reasons.append(f"model {name} changed")
     return reasons

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from alignkit import plots
 from alignkit.errors import check_positive
 from alignkit.evaluation.core import frontier, sequence_kl
 from alignkit.feedback.answers import asked_of
@@ -31,6 +30,8 @@ class Chart:
 
     def plot(self):
         """Before and after, aspects on the left and symptoms on the right."""
+        from alignkit import plots  # draws with what only notebooks need
+
         return plots.chart(self.table)
 
     def _repr_html_(self) -> str:
