@@ -29,9 +29,10 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "alignkit").split(".")[0] == "alignkit":
+        package = (error.name or "alignkit").split(".")[0]
+        if package == "alignkit":
             raise
-        raise AlignkitError(f"this needs {error.name}; install it with: pip install 'alignkit[{extra}]'") from error
+        raise AlignkitError(f"this needs {package}; install it with: pip install 'alignkit[{extra}]'") from error
 
 
 def printable(text: str) -> str:

@@ -184,3 +184,16 @@ def test_build_models(alignkit, monkeypatch):
     monkeypatch.setitem(sys.modules, "alignkit.lab.build", module)
     assert alignkit("build-models").status == 0
     assert asked == {"world": "assistant", "seeds": [0, 1, 2, 3, 4], "out": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", [0]), ("1-3,7", [1, 2, 3, 7]), (" 1, 2 ", [1, 2]), ("5,1-2,5", [5, 1, 2])]
+)
+def test_seeds(text, seeds):
+    assert cli.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-1", "1;2", "1.5"])
+def test_seeds_that_are_none(text):
+    with pytest.raises(AlignkitError, match="can't read seeds"):
+        cli.parse_seeds(text)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -17,11 +18,9 @@ from packaging.utils import canonicalize_name as canonical
 
 from alignkit.files import DATA, NOTEBOOKS, ROOT
 
-CONDA = {"torch": "pytorch", "lazy-loader": "lazy_loader"}  # where conda calls it otherwise
+CONDA = {"torch": "pytorch"}  # where conda calls it otherwise
 IMPORTED_AS = {
     "crowd-kit": "crowdkit",
-    "ipython": "IPython",
-    "lazy-loader": "lazy_loader",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
@@ -38,10 +37,10 @@ COMPANIONS = {
     "pyarrow": "datasets",
     "tokenizers": "transformers",
     "safetensors": "transformers",
-    "nbformat": "nbclient",
     "jupyter_client": "nbclient",
     "IPython": "ipywidgets",
     "packaging": "pytest",
+    "setuptools": "torch",
 }
 
 PACKAGE = sorted((ROOT / "alignkit").rglob("*.py"))
@@ -78,12 +77,83 @@ def imports(path: Path) -> list[str]:
 # --- dependencies
 
 
+def asked_for(*extras: str) -> dict[str, Requirement]:
+    """What pyproject.toml asks for, with these extras and those that they name, by canonical name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found, todo, groups = {}, [*map(Requirement, project["dependencies"])], list(extras)
+    while groups or todo:
+        if not todo:
+            todo = [*map(Requirement, project["optional-dependencies"][groups.pop()])]
+            continue
+        requirement = todo.pop()
+        if requirement.name == "alignkit":
+            groups += requirement.extras
+        else:
+            found[canonical(requirement.name)] = requirement
+    return found
+
+
 @cache
 def declared() -> dict[str, Requirement]:
-    """What pyproject.toml asks for, development included, by canonical name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return {canonical(Requirement(line).name): Requirement(line) for line in lines}
+    """All that pyproject.toml asks for: development includes every other extra."""
+    return asked_for("dev")
+
+
+def test_development_has_all_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert asked_for(*extras) == declared()
+
+
+CORE_ONLY = """
+import builtins, sys
+really = builtins.__import__
+def import_core(name, scope=None, *rest, **named):  # to our own code it is as if these were not installed
+    if name.split('.')[0] in {absent!r} and (scope or {{}}).get('__name__', '').startswith('alignkit'):
+        raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+    return really(name, scope, *rest, **named)
+builtins.__import__ = import_core
+"""
+
+
+def without_extras(code: str) -> subprocess.CompletedProcess:
+    """Run code in a Python where only the core's dependencies can be imported."""
+    extras = set(declared()) - set(asked_for())
+    absent = sorted({IMPORTED_AS.get(name, name) for name in extras} | {"IPython", "jupyter_client"})
+    whole = CORE_ONLY.format(absent=absent) + code
+    return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_core_needs_no_extra():
+    code = "from alignkit import catalog, claims, evaluation, feedback, load_policy, optimize, rewards, worlds\n"
+    code += "claims.summarize(); catalog.load(); world, patient = worlds.load('assistant'), load_policy('assistant')\n"
+    code += "pairs = feedback.compare(world, patient, feedback.Annotator(), n=16)\n"
+    code += "print(len(pairs), evaluation.chart(world, patient, n=2).table.shape)"
+    done = without_extras(code)
+    assert done.returncode == 0 and done.stdout.startswith("16 "), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import alignkit.plots", "needs matplotlib; install it with: pip install 'alignkit[notebooks]'"),
+        ("import alignkit.checkup", "alignkit[checkup]"),
+        ("sys.argv = ['alignkit', 'run']; from alignkit.lab.cli import main; main()", "alignkit[notebooks]"),
+        ("sys.argv = ['alignkit', 'diagnose', 'x']; from alignkit.lab.cli import main; main()", "alignkit[checkup]"),
+    ],
+)
+def test_what_an_extra_brings_is_asked_for_by_its_name(code, told):
+    done = without_extras(code)
+    assert done.returncode and told in done.stderr.splitlines()[-1]
+
+
+LIGHT = "import sys; {}; print(sorted({{'torch', 'pandas', 'numpy', 'transformers', 'datasets', 'scipy', 'sklearn', "
+LIGHT += "'matplotlib', 'nbformat', 'yaml', 'rich.progress'}} & set(sys.modules)))"
+
+
+@pytest.mark.parametrize("code", ["import alignkit", "import alignkit.lab.cli"])
+def test_nothing_heavy_is_imported_before_it_is_needed(code):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @cache
@@ -142,7 +212,7 @@ def test_what_is_installed_lies_in_the_range(name):
 
 def test_dependencies_are_what_is_imported():
     imported = {name.split(".")[0] for path in PACKAGE + TESTS + EXECUTED for name in imports(path)}
-    imported -= {*sys.stdlib_module_names, "alignkit", *(path.stem for path in TESTS)}
+    imported -= {*sys.stdlib_module_names, "alignkit", "tests", *(path.stem for path in TESTS)}
     provided = {IMPORTED_AS.get(name, name) for name in declared() if name not in NOT_IMPORTED}
     assert provided <= imported, "a dependency that nothing imports"
     assert imported <= provided | set(COMPANIONS), "an import that no dependency stands for"
@@ -262,7 +332,10 @@ def unsafe(node: ast.AST) -> str | None:
     called = ast.unparse(node.func)
     if called in ("eval", "exec", "compile", "__import__"):
         return called
-    if called in ("torch.load", "yaml.load", "os.system") or called.endswith("read_pickle"):
+    options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+    if called == "torch.load" and options.get("weights_only") != "True":
+        return called
+    if called in ("yaml.load", "os.system") or called.endswith("read_pickle"):
         return called
     for option in node.keywords:
         is_false = isinstance(option.value, ast.Constant) and option.value.value is False
@@ -285,6 +358,7 @@ def test_no_code_from_data(path):
     [
         "eval(x)",
         "torch.load(p)",
+        "torch.load(p, weights_only=x)",
         "f(p, trust_remote_code=True)",
         "np.load(p, allow_pickle=y)",
         "pd.read_pickle(p)",
@@ -294,6 +368,7 @@ def test_the_search_for_unsafe_calls_finds_them(code):
     assert unsafe(ast.parse(code).body[0].value)
     assert not unsafe(ast.parse("model.eval()").body[0].value)
     assert not unsafe(ast.parse("f(trust_remote_code=False)").body[0].value)
+    assert not unsafe(ast.parse("torch.load(p, weights_only=True)").body[0].value)
 
 
 # --- the files
@@ -318,7 +393,7 @@ def test_data_and_notebooks_are_small():
     assert not [path.name for path in EXECUTED if size(path) > 1]
 
 
-SHARED = ["pyproject.toml", "Makefile", "constraints.txt", "environment.yml", "CITATION.cff", ".ci/run"]
+SHARED = ["pyproject.toml", "setup.py", "Makefile", "constraints.txt", "environment.yml", "CITATION.cff", ".ci/run"]
 HOME = re.compile(r"(?<![\w.~-])/(?:home|Users|root|tmp)/\w+")
 REGISTRY = re.compile(
     r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)|--(?:find-links|(?:extra-)?index-url)"

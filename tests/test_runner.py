@@ -420,19 +420,6 @@ def test_notebooks_by_name_number_and_path(tmp_path):
         runner.find([first, twin], folder)
 
 
-@pytest.mark.parametrize(
-    ("text", "seeds"), [("0", [0]), ("1-3,7", [1, 2, 3, 7]), (" 1, 2 ", [1, 2]), ("5,1-2,5", [5, 1, 2])]
-)
-def test_seeds(text, seeds):
-    assert runner.parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-1", "1;2", "1.5"])
-def test_seeds_that_are_none(text):
-    with pytest.raises(AlignkitError, match="can't read seeds"):
-        runner.parse_seeds(text)
-
-
 # --- cleaning
 
 

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 import networkx as nx
 import numpy as np
 import pandas as pd
-from crowdkit.aggregation import DawidSkene
-from crowdkit.metrics.data import alpha_krippendorff
 from datasets import Dataset
 from scipy.optimize import root
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, needs
 from alignkit.feedback.answers import COST, further
 from alignkit.feedback.compare import SIDES, label_as
 
@@ -69,6 +67,8 @@ def alpha(table: pd.DataFrame, interval: bool = False) -> float:
     labels = table["label"]
     if labels.nunique() < 2 or table["task"].value_counts().max() < 2:
         return float("nan")
+    with needs("checkup"):
+        from crowdkit.metrics.data import alpha_krippendorff
     if not interval:
         return float(alpha_krippendorff(table))
     span = float(labels.max() - labels.min())
@@ -87,6 +87,8 @@ def dawid_skene(labelings: Labelings, seed: int = 0, iterations: int = 30) -> Da
 
     Columns as in `combine`; confidence: the posterior.
     """
+    with needs("checkup"):
+        from crowdkit.aggregation import DawidSkene
     proba = DawidSkene(n_iter=iterations).fit_predict_proba(votes(labelings))
     first = proba["first"] if "first" in proba else pd.Series(0.0, index=proba.index)
     return _decided(labelings, first, seed)

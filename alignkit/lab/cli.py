@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, needs, printable
+from alignkit.files import INSTALLED, ROOT
+from alignkit.files import start as copy_series
+from alignkit.lab import show
 
 if TYPE_CHECKING:
     from alignkit.checkup.findings import Report
-    from alignkit.lab.sweep import Outcome
 
 app = typer.Typer(
     help="Companion to the survey on reward design for LLM alignment.",
@@ -27,24 +32,50 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-LIVE_SECONDS = 60  # what a notebook may take at profile standard, on one thread
 
 
 def main() -> None:
     """Entry point: an error the user can mend is one line and exit status 2, never a traceback."""
     # a CI job that is canceled gets SIGTERM: end as for Ctrl-C, with the workers
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets the rest spelled out
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AlignkitError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `alignkit catalog | head`
         sys.stderr.close()
         sys.exit(0)
 
 
-# --- run
+# --- start, run
+
+
+@app.command()
+def start(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")] = Path("alignkit-notebooks"),
+) -> None:
+    """Write the notebooks into a folder of yours, ready to run."""
+    written = copy_series(folder)
+    print(f"{len([path for path in written if path.suffix == '.ipynb'])} notebooks in {folder}")
+    print(f"read them:  jupyter lab {shlex.quote(str(folder))}")
+    print(f"run them:   cd {shlex.quote(str(folder))} && alignkit run --profile smoke")
+    if find_spec("jupyterlab") is None or find_spec("nbclient") is None:
+        print("either needs what is still missing here: pip install 'alignkit[notebooks]'")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from "0", "1,2,3", "1-5" or a mixture of these."""
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise AlignkitError(f"can't read seeds {text!r}; write 0, or 1,2,3, or 1-5 (the smaller number first)")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
 
 
 @app.command()
@@ -64,13 +95,16 @@ def run(
 ) -> None:
     """Execute notebooks over seeds, in parallel. What was done before and is unchanged is skipped."""
     from alignkit import claims
-    from alignkit.lab import sweep as runner
 
+    with needs("notebooks"):
+        from alignkit.lab import sweep as runner
+    if in_place and INSTALLED:
+        raise AlignkitError("--in-place changes the project's own notebooks and evidence: run it in a clone")
     try:
         outcomes = runner.run(
             notebooks or [],
             profile=profile,
-            seeds=runner.parse_seeds(seeds),
+            seeds=parse_seeds(seeds),
             jobs=jobs,
             out=out,
             in_place=in_place,
@@ -79,21 +113,18 @@ def run(
             parameters=dict(_parameter(text) for text in param or []),
         )
     except KeyboardInterrupt:
-        print(
-            "interrupted: finished notebooks are kept, the same command goes on with the rest",
-            file=sys.stderr,
-        )
+        print("interrupted: finished notebooks are kept, the same command goes on with the rest", file=sys.stderr)
         raise typer.Exit(130) from None
-    _report_seconds(outcomes)
+    show.seconds(outcomes)
     evidence_is_elsewhere = profile == claims.EVIDENCE_PROFILE and not in_place
     results = out / "results" if evidence_is_elsewhere else claims.RESULTS
     paths = {outcome.job.stem: outcome.job.notebook for outcome in outcomes}
     rows = [row for row in claims.summarize(results, paths) if row["notebook"] in paths]
-    _print_claims(rows, _values_of(outcomes))
+    show.ledger(rows, show.values_of(outcomes))
     print(f"executed copies: {out}/<notebook>/{profile}-seed<seed>.ipynb; results: {out}/results/")
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
-        print(f"{outcome.job.name} {outcome.describe()}", file=sys.stderr)
+        print(printable(f"{outcome.job.name} {outcome.describe()}"), file=sys.stderr)
         if outcome.job.failed.exists():
             print(f"  as far as it got: {outcome.job.failed}", file=sys.stderr)
     if failed:
@@ -113,35 +144,6 @@ def _parameter(text: str) -> tuple[str, Any]:
     except ValueError:
         is_path = ("/" in value or "." in value) and os.path.exists(value)
         return name, os.path.abspath(value) if is_path else value
-
-
-def _report_seconds(outcomes: list[Outcome]) -> None:
-    """How long each notebook took: the slowest seed, and whether the live part is too long."""
-    slowest: dict[str, float] = {}
-    for outcome in outcomes:
-        if outcome.status != "failed":
-            slowest[outcome.job.stem] = max(outcome.seconds, slowest.get(outcome.job.stem, 0.0))
-    rows = [
-        [
-            stem,
-            ", ".join(f"{o.job.seed} {o.status}" for o in outcomes if o.job.stem == stem),
-            f"{seconds:.1f}",
-            f"over {LIVE_SECONDS} s" if outcomes[0].job.profile == "standard" and seconds > LIVE_SECONDS else "",
-        ]
-        for stem, seconds in slowest.items()
-    ]
-    if rows:
-        _print_table(["notebook", "seeds", "seconds (slowest)", ""], rows)
-
-
-def _values_of(outcomes: list[Outcome]) -> dict[str, Any]:
-    """This run's value of each claim, if it ran a single seed (of several, the recorded column tells)."""
-    from alignkit import claims
-
-    if len({outcome.job.seed for outcome in outcomes}) > 1:
-        return {}
-    done = [Path(outcome.job.result) for outcome in outcomes if outcome.status != "failed"]
-    return {claim_id: value for path in done for claim_id, value in claims.read_result(path)["values"].items()}
 
 
 # --- claims, catalog
@@ -167,11 +169,11 @@ def claims(
             raise AlignkitError(f"no claims for notebook {notebook!r}; there are some for {', '.join(known)}")
         rows = [row for row in rows if row["notebook"] in chosen]
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print(json.dumps(rows, indent=1))
     elif as_markdown:
         print(ledger.markdown(rows))
     else:
-        _print_claims(rows, {})
+        show.ledger(rows, {})
 
 
 @app.command()
@@ -204,7 +206,7 @@ def attest(
 
     with ThreadPoolExecutor(jobs) as pool:
         found = dict(zip(names, pool.map(one, names), strict=True))
-    _print_table(["notebook", "outcome", "seed", "largest relative difference"], attestation.table(found))
+    show.table(["notebook", "outcome", "seed", "largest relative difference"], attestation.table(found))
     if any(item and item.status == "differs" for item in found.values()):
         raise typer.Exit(1)
 
@@ -231,17 +233,17 @@ def catalog(
             print(counts.to_json(orient="index", indent=1))
             return
         header = [f"{crosstab[0]} / {crosstab[1]}", *map(str, counts.columns)]
-        _print_table(
+        show.table(
             header,
             [[str(name), *map(str, row)] for name, row in zip(counts.index, counts.values, strict=True)],
         )
         return
     found = papers.query(wanted)
     if as_json:
-        print(found.to_json(orient="records", indent=1, force_ascii=False))
+        print(found.to_json(orient="records", indent=1))
         return
     shown = ["name", "year", "phase", "format", "granularity", "optimization", "arxiv_url"]
-    _print_table(shown, found[shown].astype(str).values.tolist())
+    show.table(shown, found[shown].astype(str).values.tolist())
     print(f"{len(found)} papers")
 
 
@@ -287,7 +289,7 @@ def _hand_over(report: Report, as_json: bool, html: Path | None) -> None:
     if html is not None:
         report.to_html(html)
         print(f"report: {html}", file=sys.stderr)
-    print(report.to_json() if as_json else report.summary())
+    print(report.to_json() if as_json else printable(report.summary()))
     raise typer.Exit(report.exit_status)
 
 
@@ -300,9 +302,9 @@ def build_models(
     out: Annotated[Path | None, typer.Option(help="Folder; default: where the shipped models are.")] = None,
 ) -> None:
     """Pretrain the tiny models that are shipped with the project."""
-    from alignkit.lab.sweep import parse_seeds
-
     chosen = parse_seeds(seeds)
+    if INSTALLED and out is None:
+        raise AlignkitError("build-models: name a folder with --out; the installed models stay as they are")
     from alignkit.lab.build import build_models as build  # torch: only once there is something to build
 
     build(world=world, seeds=chosen, out=out)
@@ -319,6 +321,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Seconds of a training step beside TRL's, on the same work. Needs TRL: pip install 'alignkit[dev]'."""
+    if not (ROOT / "tests" / "bench.py").is_file():
+        raise AlignkitError("bench is part of a clone (tests/bench.py), not of the installed package")
+    sys.path.insert(0, str(ROOT))
     from tests import bench as stopwatch
 
     result = stopwatch.run(only, threads=threads, rounds=rounds)
@@ -326,60 +331,5 @@ def bench(
         print(json.dumps(result, indent=1))
         return
     for header, rows, note in stopwatch.tables(result):
-        _print_table(header, rows)
+        show.table(header, rows)
         print(f"{note}\n")
-
-
-# --- printing
-
-
-def _print_claims(rows: list[dict[str, Any]], values: dict[str, Any]) -> None:
-    """The ledger as a table; `values` are those of the run that just ended."""
-    from alignkit.claims import table as text
-
-    if not rows:
-        print("no claims registered")
-        return
-    header = [
-        "claim",
-        "kind",
-        "rule",
-        *(["this run"] if values else []),
-        "recorded",
-        "verdict",
-        "Holm",
-        "note",
-    ]
-    _print_table(
-        header,
-        [
-            [
-                row["id"],
-                row["kind"],
-                row["rule"],
-                *([text.value_text(values.get(row["id"]))] if values else []),
-                text.recorded_text(row),
-                text.verdict_text(row),
-                "survives" if row["survives_holm"] else "",
-                text.stale_text(row),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; as wide as it needs to be when nobody's terminal limits it."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # Text: square brackets in it are brackets, not markup
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=250)
-    console.print(table)

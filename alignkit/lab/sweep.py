@@ -7,7 +7,6 @@ The notebook is the experiment; this only runs it with other parameters and keep
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import threading
@@ -54,9 +53,14 @@ class Outcome:
 # --- what to run
 
 
-def find(names: Iterable[str | Path] = (), folder: str | Path = NOTEBOOKS) -> list[Path]:
-    """Notebooks by stem, number ("02") or path; without names, all numbered ones in `folder`."""
-    numbered = sorted(Path(folder).glob("[0-9]*.ipynb"))
+def find(names: Iterable[str | Path] = (), folder: str | Path | None = None) -> list[Path]:
+    """Notebooks by stem, number ("02") or path; without names, all numbered ones in `folder`.
+
+    Default: the current folder, if it has some (those of `alignkit start`), else the project's.
+    """
+    numbered = sorted(Path(folder or ".").resolve().glob("[0-9]*.ipynb"))
+    if folder is None and not numbered:
+        folder, numbered = NOTEBOOKS, sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     paths = list(dict.fromkeys(_find_one(str(name), numbered) for name in names)) or numbered
     if not paths:
         raise AlignkitError(f"there are no numbered notebooks in {folder}")
@@ -75,17 +79,6 @@ def _find_one(name: str, numbered: list[Path]) -> Path:
         return Path(name).resolve()
     there_are = ", ".join(path.stem for path in numbered) or "none"
     raise AlignkitError(f"no notebook {name!r}; there are {there_are} (or give the path of a notebook)")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds from "0", "1,2,3", "1-5" or a mixture of these."""
-    seeds: list[int] = []
-    for part in str(text).split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise AlignkitError(f"can't read seeds {text!r}; write 0, or 1,2,3, or 1-5 (the smaller number first)")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return list(dict.fromkeys(seeds))
 
 
 def _goes_in_place(profile: str, seed: int) -> bool:
