@@ -21,7 +21,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     tokens = []
-    at_once = max(1, LOGITS // 4 // logits.shape[-1])
+    at_once = max(1, LOGITS // 16 // logits.shape[-1])
     for part, u in zip(logits.split(at_once), uniform.split(at_once), strict=True):
         cumulative = torch.softmax(part.double() / temperature, -1).cumsum(-1)
         target = u[:, None] * cumulative[:, -1:]
@@ -83,12 +83,18 @@ class Reading:
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order, repeated where an index is."""
-        self.ids, self.attention, self.logits = self.ids[rows], self.attention[rows], self.logits[rows]
+        self.logits = self.logits[rows]
+        self._select(rows)
+
+    def _select(self, rows: Tensor) -> None:
+        self.ids, self.attention = self.ids[rows], self.attention[rows]
         if self.cache is not None:
             select_rows(self.cache, rows)
 
-    def append(self, token: Tensor) -> None:
-        """Each row goes on with its token, shape (rows,)."""
+    def append(self, token: Tensor, rows: Tensor | None = None) -> None:
+        """Each of the `rows` (default: all) goes on with its token, shape (rows,); the others are left."""
+        if rows is not None:
+            self._select(rows)
         place = self.attention.sum(1, keepdim=True)
         self.attention = F.pad(self.attention, (0, 1), value=1)
         self.ids = torch.cat([self.ids, token[:, None]], 1)
@@ -114,9 +120,8 @@ def continue_rows(reading: Reading, noise: Tensor, temperature: float, ends: Ten
         lengths[alive[~going].cpu()] = t + 1
         if t + 1 == steps or not going.any():
             break
-        if not going.all():
-            keep = going.nonzero().squeeze(1)
-            reading.select(keep)
+        keep = None if going.all() else going.nonzero().squeeze(1)
+        if keep is not None:
             alive, token = alive[keep], token[keep]
-        reading.append(token)
+        reading.append(token, keep)
     return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]

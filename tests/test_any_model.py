@@ -122,6 +122,14 @@ def test_every_family_learns_by_a_pair_loss_and_by_policy_gradient(family, pairs
         assert not torch.equal(weights_of(treated), weights_of(family))
 
 
+def test_the_context_is_the_models_own_limit_or_else_the_tokenizers(family, patient):
+    assert family.context == 96  # of some the model's, of Mamba and others the tokenizer's
+    if family.name == "mamba*":
+        tokenizer = copy.deepcopy(patient.tokenizer)
+        tokenizer.model_max_length = 10**30  # transformers' word for none
+        assert Policy(family.model, tokenizer).context == 10**9
+
+
 def test_which_families_have_a_cache_that_rows_can_be_taken_from(family):
     ids = torch.tensor([family.prompt_ids("please explain iron ?")])
     with torch.no_grad():
