@@ -19,6 +19,7 @@ from alignkit.errors import DataError
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.scalar import temperature_of
+from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
 
 WORD = r"(?u)\b\w+(?:'\w+)*\b"
@@ -51,7 +52,7 @@ class BagOfWords(Reward):
             raise DataError(f"BagOfWords: ngrams and fewest must be at least 1 and penalty above 0, not {ngrams}, "
                             f"{fewest}, {penalty}")  # fmt: skip
         prompts = np.array([repr(prompt) for prompt in pairs["prompt"]])
-        sides = pairs["chosen"][:], pairs["rejected"][:]
+        sides = [[text_of(said, "assistant") for said in pairs[side]] for side in ("chosen", "rejected")]
         whole = cls._fit(*sides, ngrams, penalty, fewest)
         return cls(whole.words, whole.weights, _left_out_temperature(cls, prompts, *sides, ngrams, penalty, fewest))
 

@@ -18,7 +18,7 @@ from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.losses import bradley_terry_loss
 from alignkit.rewards.model import RewardModel, as_backbone, parts_of
-from alignkit.rewards.texts import plain_prompts, reader
+from alignkit.rewards.texts import reader, text_of
 from alignkit.tokens import Batch
 
 
@@ -80,6 +80,7 @@ class Comparator(RewardModel, PairReward):
     second is read with the first in view. With u = v and no view this is Bradley-Terry, and there training starts.
     """
 
+    reads = "text"
     kind = {"name": "comparator", "format": "ranking", "granularity": "response", "source": "2306.02561"}
 
     @classmethod
@@ -156,13 +157,14 @@ def shown(pairs: Dataset, seed: int, keep_order: bool = False) -> tuple[list[str
 
     The order is that of the column `position` if `keep_order`, else random.
     """
-    prompts = plain_prompts(pairs["prompt"])
+    prompts = [text_of(prompt, "user") for prompt in pairs["prompt"]]
+    chosen, rejected = ([text_of(said, "assistant") for said in pairs[side]] for side in ("chosen", "rejected"))
     if keep_order:
         if "position" not in pairs.column_names or set(pairs["position"]) - {"first", "second"}:
             raise AlignkitError("keep_order needs a column 'position' that says 'first' or 'second' in each row")
         chose_first = np.array(pairs["position"][:]) == "first"
     else:
         chose_first = np.random.default_rng([seed, 6]).random(len(pairs)) < 0.5
-    sides = list(zip(pairs["chosen"], pairs["rejected"], chose_first, strict=True))
+    sides = list(zip(chosen, rejected, chose_first, strict=True))
     return prompts, [c if f else r for c, r, f in sides], [r if f else c for c, r, f in sides], chose_first
 

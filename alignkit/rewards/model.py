@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from alignkit.errors import AlignkitError, check_choice
+from alignkit.loading import check_files, one_line
 from alignkit.policy import Policy, copy_model, load_policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
-from alignkit.rewards.data import encode_pairs, pair_lengths
+from alignkit.rewards.data import encode_pairs, is_messages, pair_lengths
+from alignkit.rewards.texts import text_of
 from alignkit.sampling import forward, is_recurrent, positions
 from alignkit.taxonomy import RewardCard
 from alignkit.tokens import Batch
@@ -41,6 +42,8 @@ class RewardModel(Reward):
     their last state, so "mean" is the default here. "own" is whatever the loaded model's class does (an encoder's
     first token and pooler), and gives no outputs by token. `history`: a DataFrame, one row a step.
     """
+
+    reads = "as given"
 
     #: what the card of this class says
     kind = {"name": "", "format": "scalar", "granularity": "response", "source": ""}
@@ -190,15 +193,22 @@ class RewardModel(Reward):
 
 
 def as_turns(prompts: list, completions: list) -> list:
-    """The completions, but text behind messages as a message of the assistant: so a chat reward model learned them."""
-    return [[{"role": "assistant", "content": said}] if isinstance(prompt, list) and isinstance(said, str) else said
-            for prompt, said in zip(prompts, completions, strict=True)]  # fmt: skip
+    """The completions as their prompts are: behind messages, text is a message of the assistant; behind text, messages
+    are what the assistant said last. Token ids stay as they are."""
+    turns = []
+    for prompt, said in zip(prompts, completions, strict=True):
+        if isinstance(prompt, list) and isinstance(said, str):
+            said = [{"role": "assistant", "content": said}]
+        elif isinstance(prompt, str) and is_messages(said):
+            said = text_of(said, "assistant")
+        turns.append(said)
+    return turns
 
 
 def padding_last(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The order of tokens, shape (N, P + T), in which all padding comes last, and the inputs of a model in this order:
     encoders count positions from the left, and layers with a state remember what they have read."""
-    order = (1 - batch.attention).argsort(1, stable=True)
+    order = (1 - batch.attention).argsort(dim=1, stable=True)
     return order, {"input_ids": batch.ids.gather(1, order), "attention_mask": batch.attention.gather(1, order)}
 
 
@@ -252,10 +262,16 @@ def with_head(
     """A sequence-classification model around the backbone's body: trained weights are copied, frozen ones shared."""
     whole = backbone.model.get_base_model() if hasattr(backbone.model, "peft_config") else backbone.model
     config = copy.deepcopy(whole.config)
-    config.num_labels, config.pad_token_id = outputs, backbone.tokenizer.pad_token_id
+    config.num_labels = outputs
+    if not is_encoder(whole):  # their positions may depend on it
+        config.pad_token_id = backbone.tokenizer.pad_token_id
     small = sum(p.numel() for p in whole.parameters()) < SMALL
-    with seeded(seed), nullcontext() if small else torch.device("meta"):
-        model = make(config)
+    try:
+        with seeded(seed), nullcontext() if small else torch.device("meta"):
+            model = make(config)
+    except ValueError as error:
+        raise AlignkitError(f"transformers knows no {config.model_type} with a head for scores, so {backbone.name!r} "
+                            "can't carry a reward model; take another backbone") from error  # fmt: skip
     prefix, frozen = model.base_model_prefix, [p for p in whole.parameters() if not p.requires_grad]
     setattr(model, prefix, copy_model(whole.base_model, share=frozen))
     if not small:  # the random weights that the body replaces were never drawn; those of the head are
@@ -279,11 +295,9 @@ def merged(model):
     return model
 
 
-def read_folder(folder: str | Path, read: Callable, **options):
+def read_folder(folder: str | Path, read: Callable):
     """(model, tokenizer) of a local folder, safetensors only. AlignkitError if that can't be."""
-    try:
-        model = read(str(folder), use_safetensors=True, **SAFE, **options)
+    with one_line(lambda why: f"could not load a reward model from {str(folder)!r}: {why}"):
+        check_files(Path(folder))
+        model = read(str(folder), use_safetensors=True, **SAFE)
         return model, AutoTokenizer.from_pretrained(str(folder), **SAFE)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AlignkitError(f"could not load a reward model from {str(folder)!r}: {why}") from error

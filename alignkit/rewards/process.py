@@ -97,6 +97,7 @@ class ProcessReward(RewardModel):
     At scoring time steps end where sentences do, unless `ends_of(completion)` says otherwise (in characters).
     """
 
+    reads = "chat"
     kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
 
     def __init__(self, model, backbone: Policy, pooling: str = "last", name: str | None = None):
@@ -140,8 +141,7 @@ class ProcessReward(RewardModel):
 
     def places(self, batch: Batch, texts: list[str], ends: list[list[int]]) -> Tensor:
         """Each step's last token, shape (N, S), -1 where there is none."""
-        ids = [row[:n] for row, n in zip(batch.completion.tolist(), batch.mask.sum(1).tolist(), strict=True)]
-        return _padded(step_tokens(self.backbone, texts, ends, ids), -1)
+        return _padded(step_tokens(self.backbone, texts, ends, batch.tails), -1)
 
     def but(self, **changes) -> ProcessReward:
         """The same model with `unit`, `aggregate`, `credit` or `ends_of` changed; nothing is fit, nothing is copied."""
