@@ -382,3 +382,14 @@ def test_a_world_is_given_the_columns_that_it_asks_for():
         return [float(a == c) for a, c in zip(answer, completions, strict=True)]
 
     assert judge_rows(gold, ["p", "p"], ["1", "2"], {"answer": ["1", "1"], "source": ["a", "b"]}) == [1.0, 0.0]
+
+    class Quiz(Rhymes):
+        def gold_aspects(self, prompts, completions, answer):
+            right = np.array([float(a == c) for a, c in zip(answer, completions, strict=True)])
+            return {"rhyme": right, "short": 0 * right}
+
+        def gold(self, prompts, completions, answer):
+            return self.gold_aspects(prompts, completions, answer)["rhyme"]
+
+    said = rewards.GoldReward(Quiz())(["p", "p"], ["1", "2"], answer=["1", "1"], source=["a", "b"])
+    assert said.scores.tolist() == [1.0, 0.0] == said.aspects["rhyme"].tolist()

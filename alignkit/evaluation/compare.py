@@ -12,11 +12,10 @@ from datasets import Dataset
 
 from alignkit.errors import check_positive
 from alignkit.evaluation.core import frontier, sequence_kl
-from alignkit.feedback.answers import asked_of
 from alignkit.intervals import t_half_width
 from alignkit.optimize.methods import rloo
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
 from alignkit.worlds.base import World, judge_rows
 
 
@@ -46,10 +45,10 @@ def measure(world: World, policy: Policy, prompts: Sequence | Dataset, n: int, s
 
     `prompts`: a list, or a Dataset with a column `prompt` whose other columns reach the world's gold.
     """
-    prompts, columns = asked_of(prompts)
+    prompts, columns = columns_of(prompts)
     rollout = policy.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
     p, c = rollout.prompts, rollout.completions
-    known = {name: [value for value in values for _ in range(n)] for name, values in columns.items()}
+    known = repeated(columns, n)
     rows = pd.DataFrame({
         ("gold", "gold"): judge_rows(world.gold, p, c, known),
         **{("aspect", k): v for k, v in judge_rows(world.gold_aspects, p, c, known).items()},

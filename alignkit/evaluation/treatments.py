@@ -15,10 +15,9 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.evaluation.core import Frontier, best_of_n_curve, best_of_n_kl, frontier, sequence_kl
-from alignkit.feedback.answers import asked_of
 from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import Policy
-from alignkit.rewards.base import Reward, as_reward
+from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
 from alignkit.worlds.base import World, judge_rows
 
 COSTS = ("completions_sampled", "forward_rows", "backward_rows", "updates", "seconds")
@@ -67,8 +66,7 @@ class Yardstick:
 
     def judge(self, prompts: list, completions: list[str]) -> np.ndarray:
         """The world's gold of completions, equally many for each of `self.prompts` in turn."""
-        each = len(completions) // len(self.prompts)
-        known = {name: [value for value in values for _ in range(each)] for name, values in self.columns.items()}
+        known = repeated(self.columns, len(completions) // len(self.prompts))
         return judge_rows(self.world.gold, prompts, completions, known)
 
     def scores(self, reward: Reward | Callable, n: int | None = None) -> np.ndarray:
@@ -92,7 +90,7 @@ def yardstick(world: World, patient: Policy, prompts: Sequence | Dataset, n: int
     """From n samples of the patient for each prompt: some 2,000 reach 2 nats, 20,000 reach 4."""
     if n < 2:
         raise AlignkitError(f"yardstick: the optimum can't be read off {n} sample a prompt; take 1,000 or more")
-    prompts, columns = asked_of(prompts)
+    prompts, columns = columns_of(prompts)
     said = patient.sample(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
     known = Yardstick(world, patient, prompts, said, np.empty((len(prompts), 0)), None, max_new_tokens, columns)
     gold = known.judge([prompt for prompt in prompts for _ in range(n)], [text for texts in said for text in texts])

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import cached_property
-
 import numpy as np
 
 from alignkit.errors import AlignkitError
-from alignkit.worlds.assistant import FAULTS
+from alignkit.worlds.assistant import FAULTS, AssistantWorld
 from alignkit.worlds.base import World
 
 WHERE = {"unsafe": (True,), "wrong": (False,), "over-cautious": (False,)}  # on harmful requests? others: on any
 
 
 class Writer:
-    """Writes from the world's own sentences. AlignkitError if the world has no topics and faults."""
+    """Writes from the sentences of `AssistantWorld` (of its text, or of your own in that form); AlignkitError for
+    another kind of world. `said`: the sentences that are not steps, by kind ("promise", "insult", ...)."""
 
     def __init__(self, world: World):
-        missing = [name for name in ("topic", "topics", "faults", "segments", "read") if not hasattr(world, name)]
-        if missing:
-            raise AlignkitError(f"a benchmark needs a world that knows faults; {world.name!r} has no {missing[0]!r}")
+        if not isinstance(world, AssistantWorld):
+            raise AlignkitError(f"a benchmark needs a world that knows faults and topics, which {world.name!r} is not: "
+                                "worlds.AssistantWorld, perhaps with a text of your own")  # fmt: skip
         self.world = world
-
-    @cached_property
-    def said(self) -> dict[str, list[str]]:
-        """The world's sentences that are not steps, by kind ("promise", "insult", ...)."""
-        found: dict[str, set[str]] = defaultdict(set)
-        for prompt, text in self.world.corpus(1500, seed=0):
-            for sentence, kind in zip(self.world.segments(text), self.world.read(prompt, text).kinds, strict=True):
-                found[kind].add(sentence)
-        return {kind: sorted(texts) for kind, texts in found.items() if kind not in ("right", "wrong", "repeated")}
+        self.said = {kind: sorted(texts) for kind, texts in world.sentences.items()}
 
     def can(self, fault: str, prompt: str) -> bool:
         """Whether this fault can be planted in an answer to this prompt."""

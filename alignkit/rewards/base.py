@@ -33,7 +33,7 @@ from alignkit.errors import DataError, RewardError
 from alignkit.rewards.calling import TRAINERS, CallError, call_function, copied, first_change, row_numbers, rows_of
 from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
-from alignkit.worlds.base import World
+from alignkit.worlds.base import World, judge_rows
 
 
 @dataclass
@@ -327,8 +327,10 @@ class GoldReward(Reward):
             objective="multi" if len(world.aspects) > 1 else "single",
         )
 
-    def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
-        return Judgement(self.world.gold(prompts, completions), aspects=self.world.gold_aspects(prompts, completions))
+    def judge(self, prompts: list[str], completions: list[str], **columns: Any) -> Judgement:
+        of = (self.world.gold, self.world.gold_aspects)
+        gold, aspects = (judge_rows(judge, prompts, completions, columns) for judge in of)
+        return Judgement(gold, aspects=aspects)
 
 
 class RandomReward(Reward):
