@@ -109,7 +109,7 @@ def test_it_is_finite_reproducible_and_leaves_its_policy_alone(tiny, name):
     assert torch.equal(weights_of(first), weights_of(same)) and first.history.equals(same.history)
     assert not torch.equal(weights_of(first), weights_of(other))
     assert np.isfinite(first.history["loss" if "loss" in first.history else "reward"]).all()
-    assert first.spent["updates"] == len(first.history) > 0
+    assert first.spent["updates"] >= len(first.history) > 0  # several a step where there are minibatches
 
 
 @EVERY
