@@ -10,6 +10,7 @@ from alignkit.optimize.advantages import (
     whitened,
 )
 from alignkit.optimize.conditional import crop, mdpo
+from alignkit.optimize.config import AdaptiveKL, Config, Method
 from alignkit.optimize.decoding import (
     FunctionGuide,
     Guide,
@@ -97,7 +98,7 @@ from alignkit.optimize.preference import (
     simpo,
     slic_hf,
 )
-from alignkit.optimize.rl import AdaptiveKL, Config, Method, policy_gradient
+from alignkit.optimize.rl import policy_gradient
 from alignkit.optimize.rounds import (
     in_rounds,
     iterative_dpo,

@@ -16,8 +16,9 @@ from alignkit.optimize.advantages import (
     reward_to_go,
     whitened,
 )
+from alignkit.optimize.config import AdaptiveKL, Method
 from alignkit.optimize.experience import Experience, judged
-from alignkit.optimize.rl import AdaptiveKL, Method, policy_gradient
+from alignkit.optimize.rl import policy_gradient
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward
 
