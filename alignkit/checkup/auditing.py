@@ -12,7 +12,7 @@ import numpy as np
 from alignkit.checkup import findings as f
 from alignkit.checkup import invariance, judgment, sensitivity
 from alignkit.checkup.examination import Examination, Material, open_material
-from alignkit.checkup.findings import SERIOUS, WARN, Block, Example, Finding, Report, Section, concluded, plain
+from alignkit.checkup.findings import SERIOUS, WARN, Block, Example, Finding, Report, Section, concluded, cut, plain
 from alignkit.checkup.isolation import CantGoOn, Incident, IsolatedReward, LoadFault
 from alignkit.errors import AlignkitError
 from alignkit.evaluation import perturb
@@ -117,7 +117,7 @@ def _told(incidents: list[Incident], texts: bool) -> list[Finding]:
         grave = kind in ("died", "memory", "garbled") or any(check in ORDINARY for check in checks)
         where = "" if kind == "import" else f" ({counted(rows, 'text')}; checks: {', '.join(checks)})"
         first = cases[0]
-        prompt, completion = first.prompt[:SHOWN], first.completion[:SHOWN]
+        prompt, completion = cut(first.prompt, SHOWN), cut(first.completion, SHOWN)
         example = Example(prompt, completion, completion) if texts and (prompt or completion) else None
         out.append(Finding(name, SERIOUS if grave else WARN, f"{what}{where}: {first.message}", action, {"n": rows},
                            example))  # fmt: skip

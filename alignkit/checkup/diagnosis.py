@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from alignkit.checkup import figures
 from alignkit.checkup.advice import advise
-from alignkit.checkup.findings import Block, Report, Section, concluded
+from alignkit.checkup.findings import Block, Report, Section, concluded, cut
 from alignkit.checkup.labels import check_labels
 from alignkit.checkup.pairs import PairSet, read_pairs
 from alignkit.checkup.structure import (
@@ -121,12 +121,11 @@ def _examples(frame: pd.DataFrame, masks: Masks, most: int) -> dict[str, list[di
     if most < 1:
         return {}
     ordered = {finding: frame[mask].sort_values("order") for finding, mask in masks.items() if mask.any()}
-    return {name: rows[["row", *PAIR]].head(most).map(_shorten).to_dict("records") for name, rows in ordered.items()}
-
-
-def _shorten(value: int | str) -> int | str:
-    short = isinstance(value, int) or len(value) <= EXAMPLE_CHARACTERS
-    return value if short else value[: EXAMPLE_CHARACTERS - 1] + "…"
+    return {
+        name: [dict(row, **{side: cut(row[side], EXAMPLE_CHARACTERS) for side in PAIR})
+               for row in rows[["row", *PAIR]].head(most).to_dict("records")]
+        for name, rows in ordered.items()
+    }  # fmt: skip
 
 
 @dataclass(repr=False)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from alignkit import worlds
-from alignkit.checkup.findings import MEANINGFUL, Example
+from alignkit.checkup.findings import MEANINGFUL, Example, cut
 from alignkit.checkup.isolation import Incident, IsolatedReward
 from alignkit.checkup.pairs import PairSet, read_pairs
 from alignkit.errors import AlignkitError
@@ -211,13 +211,9 @@ class Examination:
 
     def example(self, prompt: str, before: str, after: str, **numbers) -> Example:
         """An example, its texts cut for showing or left out; `numbers` as in Example."""
-        shown = [_cut(text) if self.show_texts else "" for text in (prompt, before, after)]
+        shown = [cut(text, SHOWN) if self.show_texts else "" for text in (prompt, before, after)]
         return Example(*shown, **{k: None if v is None or not np.isfinite(v) else round(float(v), 6)
                                   for k, v in numbers.items()})  # fmt: skip
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def within_sd(values: np.ndarray, group: np.ndarray) -> float:

@@ -99,6 +99,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def cut(text: str, most: int) -> str:
+    """The text, or as much of it as is to be shown."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 @dataclass
 class Block:
     """A part of a section: lines of text, a table, and a picture (with what it shows), each of them optional."""
@@ -172,10 +177,6 @@ class Report:
     def exit_status(self) -> int:
         """0: nothing serious; 1: serious findings."""
         return self.report["verdict"]["exit_status"]
-
-    def rows(self) -> list[list[str]]:
-        """Severity, check, finding and action of each finding, for a table."""
-        return [[one["severity"], one["check"], one["finding"], one["action"]] for one in self.findings]
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report as JSON text; written to `path` as well if one is given."""
