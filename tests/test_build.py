@@ -60,9 +60,9 @@ def test_every_document_of_the_corpus_fits_the_context(name):
 
 def test_pretraining_lowers_the_loss_and_depends_on_its_seed_only(world, tiny):
     documents = world.corpus(300, seed=0)
-    losses = [pretrain(tiny.copy(), documents, steps, seed, progress=False) for steps, seed in
+    losses = [pretrain(tiny.copy(), [(steps, documents)], seed, progress=False) for steps, seed in
               ((3, 0), (3, 0), (3, 1), (60, 0))]  # fmt: skip
-    assert losses[0] == losses[1] != losses[2] and losses[3] < losses[0] - 0.5
+    assert losses[0] == losses[1] != losses[2] and losses[3][-1] < losses[0][-1] - 0.5
 
 
 def test_build_models_writes_a_folder_a_seed(tmp_path, monkeypatch):

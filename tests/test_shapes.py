@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from alignkit import optimize, rewards, worlds
 from alignkit.errors import AlignkitError, DataError, RewardError
-from alignkit.lab.build_pictures import build_picture_patient, make_picture_policy
+from alignkit.lab.build import build_patient, make_picture_policy
 from alignkit.pictures import GRAY, blank, load_picture_policy, with_images
 from alignkit.policy import MODELS
 from alignkit.worlds.shapes import KINDS, read
@@ -168,8 +168,8 @@ def test_save_and_load_give_the_same_policy(shapes, seer, tmp_path):
 
 
 def test_building_depends_on_its_seed_only(monkeypatch):
-    monkeypatch.setattr("alignkit.lab.build_pictures.DOCUMENTS", 100)
-    one, two, other = (weights_of(build_picture_patient(s, steps=3, progress=False)) for s in (0, 0, 1))
+    monkeypatch.setattr("alignkit.lab.build.CAPTIONS", 100)
+    one, two, other = (weights_of(build_patient("shapes", s, steps=3, progress=False)) for s in (0, 0, 1))
     assert (one == two).all() and not (one == other).all()
 
 
