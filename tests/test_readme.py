@@ -1,13 +1,16 @@
 """The README's words against the project: its six lines run, its ledger is the ledger, what it names exists."""
 
 import base64
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from alignkit import claims
 from alignkit.files import NOTEBOOKS, ROOT
@@ -40,7 +43,7 @@ def test_its_links_and_pictures_exist():
         assert (ROOT / target).is_file(), target
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab"])
+@pytest.mark.parametrize("target", ["run", "test", "test-all", "lab"])
 def test_its_commands_are_make_targets(target):
     assert f"make {target}" in README and re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
@@ -53,9 +56,15 @@ def test_its_other_commands_work(command):
     assert out.stdout.strip()
 
 
-def test_its_picture_is_the_one_in_the_notebook():
+def test_its_picture_is_one_of_the_notebook_drawn_alike():
+    """The same picture: size and ink agree, whatever library or processor wrote the bytes."""
     committed = nbformat.read(NOTEBOOKS / "02_reward_modeling.ipynb", as_version=4)
-    drawn = [output["data"]["image/png"] for cell in committed.cells for output in cell.get("outputs", [])
-             if "image/png" in output.get("data", {})]  # fmt: skip
-    picture = (NOTEBOOKS / "figures" / "frontier.png").read_bytes()
-    assert picture in [base64.b64decode(png) for png in drawn], "save it again from 02_reward_modeling"
+    drawn = [read_picture(base64.b64decode(output["data"]["image/png"])) for cell in committed.cells
+             for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]  # fmt: skip
+    picture = read_picture((NOTEBOOKS / "figures" / "frontier.png").read_bytes())
+    alike = [np.abs(other - picture).mean() for other in drawn if other.shape == picture.shape]
+    assert min(alike, default=255) < 8, "save it again from 02_reward_modeling"
+
+
+def read_picture(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=float)
