@@ -276,7 +276,7 @@ class Guided(Policy):
         batch = self.pad([heads[i] for i in owner], [[] for _ in owner])
         alive, kl = torch.arange(len(owner), device=self.device), torch.zeros(len(owner), dtype=torch.float64)
         tails: list[list[int]] = [[] for _ in owner]
-        with self.reading():
+        with self.reading(batch):
             read = Reading(self.model, batch.ids, batch.attention)
             for t in range(noise.shape[1]):
                 candidates, tilted, added = self._tilt(read.logits, temperature)
