@@ -293,6 +293,21 @@ def test_trls_own_rewards_work_as_they_are():
         assert mine == function(completions=said, completion_ids=ids) and len(set(mine)) == 2, function
 
 
+def test_trls_accuracy_reward_reads_its_column_and_leaves_out_what_it_cannot_parse(monkeypatch):
+    """Its parser of formulas, an extra package, is stood in for where it is missing; the function is TRL's."""
+    from trl.rewards import accuracy_rewards
+
+    stubs = {"is_math_verify_available": lambda: True, "parse": lambda text, **_: [text.split()[-1]] if text else [],
+             "verify": lambda gold, said, **_: gold == said, "LatexExtractionConfig": lambda **_: None,
+             "NormalizationConfig": lambda **_: None}  # fmt: skip
+    for name, stub in stubs.items():
+        monkeypatch.setattr(accuracy_rewards, name, stub, raising=False)
+    said = [[{"role": "assistant", "content": f"it is {n}"}] for n in (4, 5, 6)]
+    judged = rewards.as_reward(accuracy_rewards.accuracy_reward)(["2 + 2"] * 3, said, solution=["4", "4", ""])
+    np.testing.assert_array_equal(judged.scores, [1.0, 0.0, np.nan])
+    assert judged.present.tolist() == [True, True, False] and judged.scores.dtype == np.float64
+
+
 def test_trl_trains_on_rewards_of_ours_and_hands_them_the_columns(tiny, tmp_path):
     """A verifier that reads a column, None for a row, an async function, and a reward that moves with the training."""
     trl = pytest.importorskip("trl")
