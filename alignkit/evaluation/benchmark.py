@@ -155,7 +155,7 @@ def _scored(reward: Reward, benchmark: Dataset) -> list[tuple[np.ndarray, np.nda
             prompts += [row["prompt"]] * len(row[side])
             texts += row[side]
             cuts.append(len(texts))
-    parts = np.split(reward(prompts, texts).scores, cuts[1:-1])
+    parts = np.split(reward(prompts, texts).all_scores("a benchmark"), cuts[1:-1])
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 

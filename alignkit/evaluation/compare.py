@@ -113,7 +113,7 @@ class Scaled(Reward):
 
 def spread(reward: Reward | Callable, prompts: list, completions: list[str], n: int) -> float:
     """Mean within-prompt standard deviation of the reward, n completions a prompt; 1 if it never differs."""
-    scores = as_reward(reward)(prompts, completions).scores.reshape(-1, n)
+    scores = as_reward(reward)(prompts, completions).all_scores("side_by_side").reshape(-1, n)
     return float(scores.std(1).mean()) or 1.0
 
 

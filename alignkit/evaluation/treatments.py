@@ -73,7 +73,8 @@ class Yardstick:
         """What a reward says of the first n (default: all) samples of each prompt, shape (prompts, samples)."""
         some = [texts[:n] for texts in self.said]
         asked = [prompt for prompt, texts in zip(self.prompts, some, strict=True) for _ in texts]
-        return as_reward(reward)(asked, [text for texts in some for text in texts]).scores.reshape(len(some), -1)
+        said = as_reward(reward)(asked, [text for texts in some for text in texts])
+        return said.all_scores("a comparison of treatments").reshape(len(some), -1)
 
     def best_of_n(self, ns: Sequence[int], proxy: np.ndarray | None = None) -> pd.DataFrame:
         """The same for best-of-n by gold, or by `proxy` (see `scores`): a row an n, columns kl, gain, efficiency."""

@@ -19,6 +19,7 @@ from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.objectives import Decoupled, Parts
+from alignkit.rewards.scalar import score_pairs
 
 
 def modpo(
@@ -44,10 +45,9 @@ def modpo(
 def _gap(pairs: Dataset, others: Sequence[tuple[float, Reward | Callable]]) -> Tensor:
     """What the other objectives say for the chosen side, weighted, shape (pairs,)."""
     total = np.zeros(len(pairs))
-    prompts = pairs["prompt"][:]
     for weight, reward in others:
-        judge = as_reward(reward)
-        total += weight * (judge(prompts, pairs["chosen"][:]).scores - judge(prompts, pairs["rejected"][:]).scores)
+        chosen, rejected = score_pairs(as_reward(reward), pairs)
+        total += weight * (chosen - rejected)
     return torch.from_numpy(total).float()
 
 

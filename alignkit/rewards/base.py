@@ -169,13 +169,15 @@ class Reward:
         try:
             whole = {name: columns.pop(name) for name in TRAINERS if name in columns}
             shown = self._shown(prompts, completions, columns)
-            given = {name: copied(rows) for name, rows in shown.items()}
-            judgement = self.judge(given["prompts"], given["completions"], **self._taken({**given, **whole}))
+            taken = self._taken([*shown, *whole])
+            given = {name: copied(rows) for name, rows in shown.items() if name in taken}
+            rest = {name: given.get(name, whole.get(name)) for name in taken - {"prompts", "completions"}}
+            judgement = self.judge(given["prompts"], given["completions"], **rest)
             if not isinstance(judgement, Judgement):
                 raise CallError(f"returned a {type(judgement).__name__} from judge", "it must be a Judgement")
             judgement = _read(judgement, len(shown["completions"]))
-            for name, rows in shown.items():
-                _check_kept(name, rows, given[name])
+            for name, rows in given.items():
+                _check_kept(name, shown[name], rows)
             if finite:
                 _check_finite(judgement)
         except CallError as error:
@@ -211,12 +213,11 @@ class Reward:
             rows["prompts"] = [text_of(p, "user") if isinstance(p, list) else p for p in rows["prompts"]]
         return rows
 
-    def _taken(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What `judge` takes of the columns."""
+    def _taken(self, names: Iterable[str]) -> set[str]:
+        """Which of these `judge` takes; prompts and completions always."""
         parameters = inspect.signature(self.judge).parameters
         every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return {name: values for name, values in given.items()
-                if name not in ("prompts", "completions") and (every or name in parameters)}  # fmt: skip
+        return {name for name in names if every or name in {*parameters, "prompts", "completions"}}
 
 
 def _short(value: Any) -> str:

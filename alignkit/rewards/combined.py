@@ -69,7 +69,7 @@ class Ensemble(Reward):
     @classmethod
     def on_one_scale(cls, members: Sequence[Reward | Callable], prompts: list, completions: list[str], **options):
         """With units such that each member's scores of these answers have mean 0 and standard deviation 1."""
-        said = [as_reward(member)(prompts, completions).scores for member in members]
+        said = [as_reward(member)(prompts, completions).all_scores("Ensemble") for member in members]
         return cls(members, units=[(float(s.mean()), float(s.std())) for s in said], **options)
 
     def made_of(self) -> Mapping[str, Reward]:
@@ -194,7 +194,8 @@ class WorstGroup(Reward):
         `beta` is that of the treatment to come, in standard deviations of a reward. Nothing is trained.
         """
         said = policy.rollout(prompts, n, seed=seed, **sampling)
-        raw = np.stack([as_reward(r)(said.prompts, said.completions).scores for r in rewards.values()])
+        judged = [as_reward(r)(said.prompts, said.completions) for r in rewards.values()]
+        raw = np.stack([judgement.all_scores("WorstGroup") for judgement in judged])
         raw = raw.reshape(len(raw), len(prompts), n)
         zero, unit = raw.mean((1, 2)), raw.std(2).mean(1)
         unit = np.where(unit > 0, unit, 1.0)

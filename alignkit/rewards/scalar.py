@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Policy
-from alignkit.rewards.base import Reward
+from alignkit.rewards.base import Reward, columns_of
 from alignkit.rewards.data import (
     check_columns,
     check_labels,
@@ -219,9 +219,10 @@ class Binary(RewardModel):
 
 
 def score_pairs(reward: Reward, pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the chosen and of the rejected sides, each of shape (N,)."""
-    prompts = pairs["prompt"][:]
-    return reward(prompts, pairs["chosen"][:]).scores, reward(prompts, pairs["rejected"][:]).scores
+    """Scores of the chosen and of the rejected sides, each of shape (N,); other columns are handed to the reward."""
+    prompts, columns = columns_of(pairs.remove_columns(["chosen", "rejected"]))
+    chosen, rejected = (reward(prompts, pairs[side][:], **columns) for side in ("chosen", "rejected"))
+    return chosen.all_scores("score_pairs"), rejected.all_scores("score_pairs")
 
 
 def temperature_of(gap: np.ndarray, low: float, high: float) -> float:
