@@ -382,7 +382,7 @@ def step_of_ours(name, policy, patient, world, gold, monkeypatch):
 
     recording = dataclasses.replace(method, advantages=advantages_of)
     treated = policy_gradient(
-        policy, world.prompts("treatment"), gold, recording, BETA, steps=1, prompts_per_step=4, group_size=GROUP,
+        policy, world.prompts("treatment"), gold, recording, beta=BETA, steps=1, prompts_per_step=4, group_size=GROUP,
         max_new_tokens=LIMIT, reference=patient, learning_rate=1e-6, progress=False,
     )  # fmt: skip
     return seen["rollout"], seen["advantage"], gradient_of(treated.model)
