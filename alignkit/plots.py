@@ -5,9 +5,12 @@ Colors are Okabe and Ito's, which color-blind people can tell apart.
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,33 +30,32 @@ PHASE = {"feedback": "#0072B2", "reward": "#E69F00", "optimization": "#009E73", 
 INK, GRAY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
 GOLD, PROXY, NULL = "#D55E00", "#56B4E9", "#8a8a8a"  # the truth, what is optimized, and the control
 
-SERIES = [
-    ("00", "map"),
-    ("01", "feedback"),
-    ("01b", "forms of\nfeedback"),
-    ("02", "reward\nmodeling"),
-    ("03", "construction\nbasis"),
-    ("04", "format"),
-    ("05", "expression"),
-    ("06", "granularity"),
-    ("07", "RL"),
-    ("08", "RL-free"),
-    ("09", "inference\ntime"),
-    ("10", "RL vs\nRL-free"),
-    ("11", "multi-\nobjective"),
-    ("12", "multi-\nmodal"),
-    ("13", "over-\noptimization"),
-    ("14", "values\nchange"),
-    ("15", "assessment"),
-    ("16", "case\nstudy"),
-]
-ROOM = {"feedback": (1, 2), "reward": (3, 7), "optimization": (8, 13), "evaluation": (14, 17)}  # places in SERIES
 PHASE_TITLE = {
     "feedback": "feedback\n= diagnosis",
     "reward": "reward design\n= prescription",
     "optimization": "optimization\n= treatment",
     "evaluation": "assessment\n= follow-up",
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a notebook stands in the series: its number, a short title, and the phase it serves (None: all)."""
+
+    number: str
+    title: str
+    phase: str | None
+
+
+def series(folder: str | Path = NOTEBOOKS) -> list[Place]:
+    """The numbered notebooks of a folder in order; each says in its metadata, under `alignkit`, its phase and its
+    `short_title` (without one, its file's name). A new notebook is one file."""
+    places = []
+    for path in sorted(Path(folder).glob("[0-9]*_*.ipynb")):
+        number, _, name = path.stem.partition("_")
+        own = json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("alignkit", {})
+        places.append(Place(number, own.get("short_title", name.replace("_", "\n")), own.get("phase")))
+    return places
 
 
 def use_style() -> None:
@@ -110,25 +112,26 @@ def band(ax: Axes, x, per_row: np.ndarray, color: str, label: str = "", **style)
 def where_we_are(phase: str | None = None, notebook: str | None = None, note: str = "") -> Figure:
     """The little map at the top of a notebook: the series as a row of rooms, this notebook lit."""
     fig, ax = plt.subplots(figsize=(11, 1.55))
-    ax.set(xlim=(-0.6, len(SERIES) - 0.4), ylim=(-0.05, 2.15))
+    places = series()
+    ax.set(xlim=(-0.6, len(places) - 0.4), ylim=(-0.05, 2.15))
     ax.axis("off")
-    for name, (first, last) in ROOM.items():
-        lit = phase in (None, name)
+    for name in PHASE_TITLE:
+        own = [i for i, place in enumerate(places) if place.phase == name]
+        first, last, lit = min(own), max(own), phase in (None, name)
         ax.plot([first - 0.42, last + 0.42], [1.42, 1.42], color=PHASE[name], lw=4, alpha=1 if lit else 0.35,
                 solid_capstyle="round")  # fmt: skip
         ax.text((first + last) / 2, 1.55, PHASE_TITLE[name],
                 ha="center", va="bottom", fontsize=8.5, color=INK if lit else GRAY)  # fmt: skip
-    for i, (number, title) in enumerate(SERIES):
-        room = next((r for r, (first, last) in ROOM.items() if first <= i <= last), None)
-        here = number == notebook
-        color = PHASE[room] if room else INK
-        fill, edge = color if here else "white", color if here or not room else FAINT
+    for i, place in enumerate(places):
+        here = place.number == notebook
+        color = PHASE.get(place.phase, INK)
+        fill, edge = color if here else "white", color if here or not place.phase else FAINT
         box = FancyBboxPatch((i - 0.42, 0.12), 0.84, 1.1, boxstyle="round,pad=0,rounding_size=0.12", lw=1.2,
                              facecolor=fill, edgecolor=edge)  # fmt: skip
         ax.add_patch(box)
-        ink = "white" if here and room != "reward" else INK
-        ax.text(i, 0.98, number, ha="center", va="center", fontsize=9, weight="bold", color=ink)
-        ax.text(i, 0.5, title, ha="center", va="center", fontsize=6.6, color=ink, linespacing=1)
+        ink = "white" if here and place.phase != "reward" else INK
+        ax.text(i, 0.98, place.number, ha="center", va="center", fontsize=9, weight="bold", color=ink)
+        ax.text(i, 0.5, place.title, ha="center", va="center", fontsize=6.6, color=ink, linespacing=1)
     if note:
         fig.suptitle(note, x=0.01, ha="left", fontsize=9.5, color=GRAY)
     return fig
@@ -234,12 +237,8 @@ STORY = {  # phase: what it asks, what it hands on
 }
 
 
-def phases(built: Iterable[str] | None = None) -> Figure:
-    """The survey's story as a drawing: the phases and the follow-up, what passes between them, the notebooks.
-
-    `built`: numbers of the notebooks there are (default: those in the project's folder); the rest is planned.
-    """
-    built = {path.stem.split("_")[0] for path in NOTEBOOKS.glob("[0-9]*.ipynb")} if built is None else set(built)
+def phases() -> Figure:
+    """The survey's story as a drawing: the phases and the follow-up, what passes between them, the notebooks."""
     fig, ax = plt.subplots(figsize=(10, 4.3))
     ax.set(xlim=(-0.55, 3.5), ylim=(-2.75, 1.25))
     ax.axis("off")
@@ -250,21 +249,14 @@ def phases(built: Iterable[str] | None = None) -> Figure:
         if product:
             ax.annotate("", (i + 0.64, 0.5), (i + 0.36, 0.5), arrowprops={"arrowstyle": "-|>", "color": INK})
             ax.text(i + 0.5, 0.58, product, ha="center", va="bottom", fontsize=8.5, style="italic")
-        first, last = ROOM[name]
-        for k, (number, title) in enumerate(SERIES[first : last + 1]):
-            _listed(ax, i - 0.36, -0.3 - 0.34 * k, number, title, PHASE[name], number in built)
+        for k, place in enumerate(place for place in series() if place.phase == name):
+            y, words = -0.3 - 0.34 * k, place.title.replace("-\n", "-").replace("\n", " ")
+            ax.plot(i - 0.33, y, "o", ms=7, color=PHASE[name])
+            ax.text(i - 0.27, y, f"{place.number}  {words}", va="center", fontsize=9, weight="bold")
     ax.annotate("", (0, -2.45), (3, -2.45), arrowprops={"arrowstyle": "-|>", "color": GRAY, "ls": "--"})
     ax.text(1.5, -2.52, "next visit: the treated policy answers, people judge again", ha="center", va="top",
             fontsize=8.5, color=GRAY, style="italic")  # fmt: skip
     return fig
-
-
-def _listed(ax: Axes, x: float, y: float, number: str, title: str, color: str, built: bool) -> None:
-    """One line of a list of notebooks: a full dot if it is built, an empty one if it is planned."""
-    ax.plot(x + 0.03, y, "o", ms=7, mec=color, mfc=color if built else "white")
-    words = title.replace("-\n", "-").replace("\n", " ")
-    ax.text(x + 0.09, y, f"{number}  {words}", va="center", fontsize=9, color=INK if built else GRAY,
-            weight="bold" if built else "normal")  # fmt: skip
 
 
 SURVEY_WORDS = {  # dimension: the survey's first version -> the values that our taxonomy splits it into

@@ -113,6 +113,7 @@ def test_best_of_thousands_by_gold_is_a_right_sum_and_nothing_else(sums):
     assert tops == [sums.ideal(p) for p in prompts]
 
 
+@pytest.mark.slow
 def test_unregularized_treatment_on_gold_learns_to_add(sums):
     patient = load_policy("arithmetic")
     treated = optimize.rloo(

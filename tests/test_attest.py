@@ -53,6 +53,7 @@ def project(tmp_path, monkeypatch):
     for module in (attestation, fingerprint):
         monkeypatch.setattr(module, "ROOT", root)
         monkeypatch.setattr(module, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(fingerprint, "HOME", root)
     monkeypatch.setattr(attestation, "RESULTS", results)
     monkeypatch.setattr("alignkit.claims.ledger.RESULTS", results)
     monkeypatch.setitem(fingerprint.git.__kwdefaults__, "cwd", root)

@@ -138,11 +138,6 @@ LONG = "salt " * 200
             "row 1: 'chosen' is NoneType, not text; drop or mend",
         ),
         (GOOD | {"rejected": [1, 2]}, DataError, "row 0: 'rejected' is int, not text"),
-        (
-            GOOD | {"chosen": [[{"role": "assistant", "content": "x"}]] * 2},
-            AlignkitError,
-            "row 0: the completion is messages, but the prompt is text",
-        ),
         (GOOD | {"prompt": [PROMPTS[0], None]}, DataError, "row 1: 'prompt' is NoneType, not text"),
         (
             GOOD | {"rejected": ["no .", LONG]},
@@ -155,6 +150,16 @@ LONG = "salt " * 200
 def test_unusable_pairs_are_named_by_column_or_row(tiny, fit, columns, error, message):
     with pytest.raises(error, match=message):
         fit(tiny, Dataset.from_dict(columns))
+
+
+def test_messages_behind_text_are_named_by_a_policy_and_read_as_text_by_a_reward(tiny):
+    """A policy can't tell how such a row would be sampled; a reward reads what the assistant said."""
+    mixed = Dataset.from_dict(GOOD | {"chosen": [[{"role": "assistant", "content": text}] for text in GOOD["chosen"]]})
+    with pytest.raises(AlignkitError, match="row 0: the completion is messages, but the prompt is text"):
+        optimize.dpo(tiny, mixed)
+    read, plain = (rewards.BradleyTerry.fit(data, tiny, epochs=1, progress=False)(PROMPTS, GOOD["chosen"]).scores
+                   for data in (mixed, Dataset.from_dict(GOOD)))  # fmt: skip
+    assert read.tolist() == plain.tolist()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def result():
     return out
 
 
+@pytest.mark.slow
 def test_every_method_is_timed_on_both_sides(result):
     assert [row["method"] for row in result["methods"]] == list(bench.TARGETS)
     for row in result["methods"]:

@@ -180,6 +180,7 @@ def test_rewards_that_do_not_fit_are_an_error(adder, sums):
     assert token_rewards(Judgement(np.zeros(2)), adder, rollout) is None
 
 
+@pytest.mark.slow
 def test_step_rewards_teach_and_response_credit_ignores_them(sums, adder):
     def steps_only(prompts, completions):
         """Says nothing in its scores and everything in its steps."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.errors import AlignkitError
-from alignkit.files import HOME, NOTEBOOKS, ROOT
+from alignkit.files import HOME, INSTALLED, NOTEBOOKS, ROOT
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -89,14 +89,19 @@ def code_of(notebook: NotebookNode) -> str:
 
 def read_code(path: str | Path) -> str:
     """The `code_of` a notebook file."""
-    import nbformat
-
     try:
-        return code_of(nbformat.read(path, as_version=4))
+        return _read_notebook(Path(path), Path(path).stat().st_mtime_ns)
     except OSError as error:
         raise AlignkitError(f"can't read the notebook {path}: {error.strerror}") from error
     except Exception as error:  # nbformat raises several kinds for files that are no notebooks
         raise AlignkitError(f"{path} is not a notebook: {error}") from error
+
+
+@cache
+def _read_notebook(path: Path, changed: int) -> str:
+    import nbformat
+
+    return code_of(nbformat.read(path, as_version=4))
 
 
 # --- what it imports
@@ -108,12 +113,15 @@ def _module_file(name: str, root: Path) -> Path | None:
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
-def _imported(source: str, root: Path, homes: dict[str, str]) -> set[str]:
+@lru_cache(maxsize=1024)
+def _imported(source: str, root: Path) -> frozenset[str]:
     """The alignkit modules that this source names in its imports, wherever in it they stand."""
+    from alignkit import HOMES as homes
+
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return set()
+        return frozenset()
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -122,15 +130,13 @@ def _imported(source: str, root: Path, homes: dict[str, str]) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= {node.module, *(homes[alias.name] for alias in node.names if alias.name in homes)}
             names |= {name for name in inner if _module_file(name, root)}
-    return {name for name in names if name.split(".")[0] == "alignkit"}
+    return frozenset(name for name in names if name.split(".")[0] == "alignkit")
 
 
 def closure(source: str, root: Path = ROOT) -> dict[str, str]:
     """{module: hash} of every alignkit module that this source can reach by imports, views left out."""
-    from alignkit import HOMES
-
     found: dict[str, str] = {}
-    todo = _imported(source, root, HOMES)
+    todo = set(_imported(source, root))
     while todo:
         name = todo.pop()
         parents = {".".join(name.split(".")[:depth]) for depth in range(2, name.count(".") + 1)}
@@ -146,10 +152,8 @@ def closure(source: str, root: Path = ROOT) -> dict[str, str]:
 @cache
 def _read_module(file: Path, changed: int, root: Path) -> tuple[str, frozenset[str]]:
     """A module's hash and what it imports; `changed`, the time of its last change, keeps the cache honest."""
-    from alignkit import HOMES
-
     source = file.read_text(encoding="utf-8")
-    return code_hash(source), frozenset(_imported(source, root, HOMES))
+    return code_hash(source), _imported(source, root)
 
 
 def fingerprint_of(source: str, root: Path = ROOT) -> dict[str, str]:
@@ -242,6 +246,8 @@ def git_state() -> dict[str, object]:
 
     Recorded results and notebooks don't count: a sweep rewrites them itself, and a notebook's code has its own hash.
     """
+    if INSTALLED:  # whatever repository a virtual environment may lie in, it is not this project's
+        return {"commit": None, "dirty": False}
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results", ":!notebooks")
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
 

@@ -320,7 +320,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="How often each side is timed, in turns.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Seconds of a training step beside TRL's, on the same work. Needs TRL: pip install 'alignkit[dev]'."""
+    """Seconds of a training step beside TRL's, on the same work. Needs TRL, as `make` installs it."""
     if not (ROOT / "tests" / "bench.py").is_file():
         raise AlignkitError("bench is part of a clone (tests/bench.py), not of the installed package")
     sys.path.insert(0, str(ROOT))
