@@ -101,6 +101,7 @@ class Execution:
             km=self._kernel,
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
             record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # a reader is not helped by how the kernel talks to us
             shutdown_kernel="immediate",  # a busy kernel takes seconds to leave politely
             on_cell_execute=self._before,
             on_cell_executed=self._after,
