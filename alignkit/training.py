@@ -23,11 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
 from alignkit.errors import AlignkitError, check_positive
-from alignkit.policy import shuffled_batches
+from alignkit.tokens import micro_batches, shuffled_batches
 
 #: Learning rates by what is learned: for the worlds' small models, and for real ones of which every weight is trained.
 RATES = {"sft": (1e-3, 2e-5), "preference": (3e-4, 1e-6), "reward": (1e-3, 1e-5), "policy gradient": (5e-4, 1e-6)}
 SMALL = 10_000_000  # weights
+EVERY = 10  # steps from one checkpoint to the next
 
 #: Loss of a part of a minibatch, and values of each of its rows to note: see `fit`.
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -69,7 +70,6 @@ def fit(
     sides: int = 1,
     callback: Callable[[int, Any, dict], Any] | None = None,
     checkpoint: str | Path | None = None,
-    config: Mapping[str, Any] | None = None,
 ) -> Any:
     """Minibatches, AdamW, gradient norm at most 1; changes and returns `learner` (whatever has a `model`), with a
     `history` (a DataFrame, one row a step) and what was `spent`. Weights that don't require gradients stay as they are.
@@ -82,7 +82,7 @@ def fit(
     the same up to rounding. `sides`: texts that belong to a row, each of them counted.
     `callback(step, learner, row)` gets each row of the history, to evaluate or to log; if it returns True, training
     ends. `checkpoint`: a file from which the same call goes on after an interruption, with the same result; it holds
-    only what is trained. Another run is told by these settings, by its first loss and gradient, and by `config`.
+    only what is trained. Another run is told by these settings, and by its first loss and gradient.
     """
     check_positive(name, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     learned = [p for p in [*learner.model.parameters(), *extra] if p.requires_grad]
@@ -117,12 +117,10 @@ def fit(
         first = backward(0)
         settings = {"name": name, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                     "seed": seed, "loss": first["loss"], "gradient": first["grad_norm"]}  # fmt: skip
-        kept = Checkpoint(checkpoint, {**settings, **(config or {})})
-        state = kept.load()
-        if state:
-            with torch.no_grad():
-                for weight, value in zip(learned, state["weights"], strict=True):
-                    weight.copy_(value)
+        kept = Checkpoint(checkpoint, settings)
+        if state := kept.load():
+            for weight, value in zip(learned, state["weights"], strict=True):
+                weight.data.copy_(value)
             optimizer.load_state_dict(state["optimizer"])
             rows, seconds, rates.last_epoch = state["rows"], state["seconds"], len(state["rows"])
     stop = False
@@ -145,38 +143,17 @@ def fit(
     return learner
 
 
-def tensorboard(folder: str | Path) -> Callable[[int, Any, dict], None]:
-    """A callback that writes every row of the history for TensorBoard, by its own library: pip install tensorboard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise AlignkitError("a log for TensorBoard needs its library: pip install tensorboard") from error
-    writer = SummaryWriter(str(folder))
-
-    def write(step: int, _: Any, row: dict) -> None:
-        for name, value in row.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return write
-
-
 def in_parts(index: Tensor, lengths: Tensor, tokens: float) -> list[Tensor]:
     """The rows `index` in parts of at most so many tokens with their padding, or of one row; whole if that fits."""
     wide = lengths[index]
     if len(index) * int(wide.max()) <= tokens:
         return [index]
-    parts, part = [], []
-    for row, width in sorted(zip(index.tolist(), wide.tolist(), strict=True), key=lambda pair: pair[1]):
-        if part and (len(part) + 1) * width > tokens:
-            parts.append(part)
-            part = []
-        part.append(row)
-    return [torch.tensor(part, device=index.device) for part in [*parts, part]]
+    order = wide.argsort(stable=True)
+    return [index[order[part]] for part in micro_batches(wide[order], 1, len(index), tokens)]
 
 
-def tokens_at_once(model: nn.Module, learning: bool = True, gigabytes: float = 1.0) -> int:
-    """How many tokens a model can learn from, or read, at once in about so much memory beside its weights.
+def tokens_at_once(model: nn.Module, learning: bool = True) -> int:
+    """How many tokens a model can learn from, or read, at once in about one gigabyte beside its weights.
 
     Counted for each token: logits, their softmax, its gradient and a copy, and what the layers keep (all of them if
     `learning`, else one at a time), in float32.
@@ -185,18 +162,18 @@ def tokens_at_once(model: nn.Module, learning: bool = True, gigabytes: float = 1
     words = config.vocab_size if model.get_output_embeddings() is not None else 0
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     layers = config.num_hidden_layers if learning else 1
-    return max(1, int(gigabytes * 2**28 / (4 * words + layers * (16 * config.hidden_size + 4 * inner))))
+    return max(1, int(2**28 / (4 * words + layers * (16 * config.hidden_size + 4 * inner))))
 
 
 class Checkpoint:
-    """State of a loop in one file, written every `every` steps and read again by the same call.
+    """State of a loop in one file, written every `EVERY` steps and read again by the same call.
 
     `config` is what must be the same for the state to fit: another learning rate, other data or another policy is
     another run, and an error. Numbers may differ by rounding.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], every: int = 10):
-        self.path, self.every = Path(path), every
+    def __init__(self, path: str | Path, config: Mapping[str, Any]):
+        self.path = Path(path)
         self.config = {k: v if isinstance(v, str | int | float) else digest(v) for k, v in config.items()}
 
     def load(self) -> dict[str, Any] | None:
@@ -218,11 +195,11 @@ class Checkpoint:
 
     def save(self, step: int, last: bool, **state: Any) -> None:
         """Write the state after `step` steps if it is time to, at once or not at all."""
-        if step % self.every and not last:
+        if step % EVERY and not last:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.part")
-        torch.save({"config": self.config, "step": step, **state}, part)
+        torch.save({"config": self.config, **state}, part)
         os.replace(part, self.path)
 
 

@@ -117,7 +117,7 @@ def _ours(work: Work, name: str, batch: int | None = None) -> Callable[[int], An
     if name == "reward":
         return fixed(lambda data, **o: rewards.BradleyTerry.fit(data, work.policy, pooling="last", **o), work.pairs)
     if name.startswith("dpo"):
-        return fixed(lambda data, **o: optimize.dpo(work.policy, data, BETA, **o), work.pairs)
+        return fixed(lambda data, **o: optimize.dpo(work.policy, data, beta=BETA, **o), work.pairs)
     if name == "kto":
         return fixed(lambda data, **o: optimize.kto(work.policy, data, BETA, **o), work.rows)
     return online({"rloo": optimize.rloo, "grpo": optimize.grpo}[name])
@@ -291,7 +291,7 @@ def growth(
         prompt = [" ".join(text.split()[:8]) for text in prompt]
         pairs = Dataset.from_dict({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         with Clock() as clock:
-            optimize.dpo(work.policy, pairs, BETA, epochs=(steps + 1) / 2, batch_size=batch, learning_rate=RATE,
+            optimize.dpo(work.policy, pairs, beta=BETA, epochs=(steps + 1) / 2, batch_size=batch, learning_rate=RATE,
                          progress=False)  # fmt: skip
         return clock.step
 

@@ -184,7 +184,7 @@ def test_the_guide_says_of_each_beginning_what_the_reward_model_says(patient, wo
                 tail = [*words[:k], int(candidates[row, column])]
                 batch = model.backbone.pad([model.backbone.prompt_ids(prompts[row])], [tail])
                 assert said[row, column].item() == pytest.approx(model.forward(batch).item(), abs=1e-4)
-            guide.keep(torch.tensor([0, 1]), torch.tensor([0, 1]))
+            guide.keep(torch.tensor([0, 1]), torch.tensor([word, word]))
 
 
 def test_guidance_by_a_learned_value_moves_what_it_foresees(patient, world, value):
@@ -353,7 +353,7 @@ def test_bad_input_is_refused_with_the_remedy(patient, reader, world, value, toy
         "no scores to partial answers": lambda: Guided(patient, rewards.RandomReward(0), 1.0),
         "gives no scores": lambda: blockwise(patient, prompts, rewards.RandomReward(0), n=2),
         "block must be at least 1": lambda: blockwise(patient, prompts, value, n=2, block=0),
-        "weight must be finite": lambda: Guided(patient, value, float("inf")),
+        "weight must be at least 0": lambda: Guided(patient, value, float("inf")),
         "tokenizer is not that of": lambda: Guided(reader, value, 1.0),
         "known only where it writes": lambda: Guided(patient, value, 1.0).logprobs(prompts, ["of course ."] * 2),
         "states an answer": lambda: self_consistent(patient, prompts, lambda text: None, 2),
@@ -365,7 +365,7 @@ def test_bad_input_is_refused_with_the_remedy(patient, reader, world, value, toy
         "at most one word of each trait": lambda: authors.Author(("polite", "rude")),
         "need as many different prompts": lambda: authors.ALIGNED.documents(world, 3, 0, prompts),
         "too many completions to enumerate": lambda: every_completion(patient, prompts[0], 4),
-        "beta must be above 0": lambda: exact_values({(2,): 0.0}, len, beta=0.0),
+        "beta must be a finite number above 0": lambda: exact_values({(2,): 0.0}, len, beta=0.0),
     }
     for message, call in refused.items():
         with pytest.raises(AlignkitError, match=message):

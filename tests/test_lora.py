@@ -1,6 +1,5 @@
 """Adapters: a policy with a few trainable weights is a policy like any other."""
 
-import functools
 import sys
 
 import pytest
@@ -193,7 +192,7 @@ def test_a_checkpoint_goes_on_where_it_was(adapted, pairs, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return clip(*args)
 
-    monkeypatch.setattr(training, "Checkpoint", functools.partial(training.Checkpoint, every=1))
+    monkeypatch.setattr(training, "EVERY", 1)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
         optimize.dpo(adapted, few, checkpoint=path, **options)

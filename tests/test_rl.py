@@ -21,12 +21,11 @@ from alignkit.optimize import (
     group_normalized,
     kl_estimate,
     leave_one_out,
-    log_ratio,
     policy_gradient,
-    policy_loss,
     reward_to_go,
     whitened,
 )
+from alignkit.optimize.losses import log_ratio, policy_loss
 from alignkit.worlds.bandit import BanditWorld, kl, optimum
 
 P = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)  # one prompt, three outcomes
@@ -162,7 +161,7 @@ def test_log_ratios_of_tokens_sequences_and_completions():
     torch.testing.assert_close(whole, torch.tensor([[0.6], [0.4]]))
     torch.testing.assert_close(sequence, torch.tensor([[0.2], [0.4]]))
     assert sequence[1] == token[1, 0]  # of one token: all the same
-    with pytest.raises(AlignkitError, match="ratio must be one of token, sequence, completion, not 'word'"):
+    with pytest.raises(AlignkitError, match="level must be one of token, sequence, completion, not 'word'"):
         log_ratio(logp, old, mask, "word")
 
 

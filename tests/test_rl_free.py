@@ -1,8 +1,6 @@
 """RL-free optimization: the losses against hand, closed form and finite differences; the methods; interruptions."""
 
 import math
-import sys
-import types
 import warnings
 
 import numpy as np
@@ -17,7 +15,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.lab.build import make_policy
 from alignkit.optimize import losses, preference
 from alignkit.optimize.training import language_watch
-from alignkit.training import default_rate, tensorboard, tokens_at_once
+from alignkit.training import default_rate, tokens_at_once
 from alignkit.worlds.bandit import BanditWorld, optimum
 
 QUIET = {"progress": False}
@@ -42,17 +40,17 @@ LOSSES = {
     "robust dpo": (lambda *x: optimize.robust_dpo_loss(*x, 0.3, 0.2), FOUR),
     "ipo": (lambda *x: optimize.ipo_loss(*x, 0.3), FOUR),
     "hinge": (lambda *x: optimize.hinge_loss(*x, 0.3), FOUR),
-    "r-dpo": (lambda *x: optimize.length_regularized_dpo_loss(*x, 0.3, *LENGTHS, 0.05), FOUR),
-    "apo zero": (lambda *x: optimize.apo_zero_loss(*x, 0.3), FOUR),
-    "apo down": (lambda *x: optimize.apo_down_loss(*x, 0.3), FOUR),
+    "r-dpo": (lambda *x: losses.length_regularized_dpo_loss(*x, 0.3, *LENGTHS, 0.05), FOUR),
+    "apo zero": (lambda *x: losses.apo_zero_loss(*x, 0.3), FOUR),
+    "apo down": (lambda *x: losses.apo_down_loss(*x, 0.3), FOUR),
     "cpo": (lambda *x: optimize.cpo_loss(*x, 0.3), FOUR[:2]),
     "simpo": (lambda *x: optimize.simpo_loss(*x, 2.0, 1.0), FOUR[:2]),
     "orpo": (optimize.orpo_loss, FOUR[:2]),
     "nll": (lambda x: optimize.nll_loss(x, LENGTHS[0]), FOUR[:1]),
-    "sppo": (lambda x: optimize.sppo_loss(x, torch.linspace(0, 1, N).double(), 3.0), FOUR[:1]),
+    "sppo": (lambda x: losses.sppo_loss(x, torch.linspace(0, 1, N).double(), 3.0), FOUR[:1]),
     "kto": (lambda x: optimize.kto_loss(x, UP, 0.7, 0.4, (1.0, 2.0)), FOUR[:1]),
-    "rrhf": (optimize.rrhf_loss, [RANKED]),
-    "slic hf": (lambda *x: optimize.slic_hf_loss(*x, 2.0), FOUR[:2]),
+    "rrhf": (losses.rrhf_loss, [RANKED]),
+    "slic hf": (lambda *x: losses.slic_hf_loss(*x, 2.0), FOUR[:2]),
 }
 
 
@@ -113,7 +111,7 @@ def test_length_regularization_asks_less_of_what_length_explains():
 
     def push(*lengths):
         free = c.clone().requires_grad_()
-        optimize.length_regularized_dpo_loss(free, r, rc, rr, 0.3, *lengths, alpha=0.05).sum().backward()
+        losses.length_regularized_dpo_loss(free, r, rc, rr, 0.3, *lengths, alpha=0.05).sum().backward()
         return -free.grad.item()
 
     assert push(long, short) < push(short, short) < push(short, long)
@@ -128,7 +126,7 @@ def test_length_regularized_dpo_has_the_optimum_of_the_reward_less_alpha_times_l
     def loss(q):
         a, b = (q[:, i], ref[:, i], length[i]), (q[:, j], ref[:, j], length[j])
         def side(x, y):
-            return optimize.length_regularized_dpo_loss(x[0], y[0], x[1], y[1], 0.5, x[2], y[2], alpha=0.1)
+            return losses.length_regularized_dpo_loss(x[0], y[0], x[1], y[1], 0.5, x[2], y[2], alpha=0.1)
         return (p * side(a, b) + (1 - p) * side(b, a)).sum()
 
     assert torch.allclose(minimum(loss, ref), optimum(ref, reward - 0.1 * length, 0.5), atol=1e-5)
@@ -243,7 +241,7 @@ def test_sppo_stays_where_nothing_beats_the_policy():
     uniform = torch.full((3,), 1 / 3, dtype=torch.float64).log()
     theta = uniform.clone().requires_grad_()
     q = torch.log_softmax(theta, -1)
-    loss = (uniform.exp() * optimize.sppo_loss(q - uniform, beats @ uniform.exp(), 3.0)).sum()
+    loss = (uniform.exp() * losses.sppo_loss(q - uniform, beats @ uniform.exp(), 3.0)).sum()
     loss.backward()
     assert loss.item() < 1e-28 and theta.grad.abs().max() < 1e-14
 
@@ -254,7 +252,7 @@ def test_sppo_takes_a_step_of_multiplicative_weights(bandit):
     win = (p * ref.exp()[:, None, :]).sum(2)
 
     def error(eta):
-        found = minimum(lambda q: (ref.exp() * optimize.sppo_loss(q - ref, win, eta)).sum(), ref)
+        found = minimum(lambda q: (ref.exp() * losses.sppo_loss(q - ref, win, eta)).sum(), ref)
         return (found - torch.log_softmax(ref + eta * win, -1)).abs().max().item()
 
     assert error(0.05) < 1e-3 < 0.05 * 0.5 * win.std().item()
@@ -272,7 +270,7 @@ def test_values_by_hand():
     assert optimize.simpo_loss(-1 * one, -2 * one, 2.0, 1.0).item() == pytest.approx(math.log1p(math.exp(-1)))
     assert optimize.ipo_loss(-1 * one, -2 * one, -1 * one, -1 * one, 0.5).item() == pytest.approx(0.0)
     assert optimize.hinge_loss(-1 * one, -2 * one, -1 * one, -1 * one, 0.2).item() == pytest.approx(0.8)
-    hard = [optimize.sppo_loss(a * one, w * one, 1 / 0.1).item() for a, w in ((2.0, 1.0), (-1.0, 0.0))]
+    hard = [losses.sppo_loss(a * one, w * one, 1 / 0.1).item() for a, w in ((2.0, 1.0), (-1.0, 0.0))]
     assert hard == pytest.approx([(2 - 0.5 / 0.1) ** 2, (-1 + 0.5 / 0.1) ** 2])  # sppo_hard of TRL at beta = 0.1
 
 
@@ -285,9 +283,9 @@ def test_rankings_of_two_are_pairs():
     means = logs(6, 2, seed=3)
     better, worse = means.T
     assert torch.allclose(rewards.plackett_luce_loss(1.5 * means), -logsigmoid(1.5 * (better - worse)))
-    assert torch.allclose(optimize.rrhf_loss(means), torch.relu(worse - better))
+    assert torch.allclose(losses.rrhf_loss(means), torch.relu(worse - better))
     in_order = means.sort(1, descending=True).values
-    assert torch.all(optimize.rrhf_loss(in_order) == 0)  # nothing to correct: only the likelihood goes on
+    assert torch.all(losses.rrhf_loss(in_order) == 0)  # nothing to correct: only the likelihood goes on
 
 
 def test_rejection_sampling_draws_the_optimum():
@@ -374,7 +372,7 @@ def test_a_new_loss_is_one_function_and_one_row(tiny, pairs, monkeypatch):
     monkeypatch.setattr(preference, "PAIR_METHODS", dict(optimize.PAIR_METHODS))
 
     def careful_loss(chosen, rejected, ref_chosen, ref_rejected, chosen_length, surety, beta):
-        return -surety * logsigmoid(beta * optimize.margin_of(chosen, rejected, ref_chosen, ref_rejected))
+        return -surety * logsigmoid(beta * losses.margin_of(chosen, rejected, ref_chosen, ref_rejected))
 
     careful = optimize.on_pairs(careful_loss, beta=0.1)
 
@@ -382,7 +380,7 @@ def test_a_new_loss_is_one_function_and_one_row(tiny, pairs, monkeypatch):
     few, settings = pairs.select(range(16)), {"batch_size": 8, **QUIET}
     sure, half = ([c] * 16 for c in (1.0, 0.5))
     as_dpo = careful(tiny, few.add_column("surety", sure), beta=0.3, **settings)
-    assert torch.equal(weights_of(as_dpo), weights_of(optimize.dpo(tiny, few, 0.3, **settings)))
+    assert torch.equal(weights_of(as_dpo), weights_of(optimize.dpo(tiny, few, beta=0.3, **settings)))
     less = careful(tiny, few.add_column("surety", half), **settings).history["loss"]
     assert less[0] == pytest.approx(0.5 * math.log(2), abs=1e-4)
     with pytest.raises(DataError, match="careful: its loss asks for 'surety'"):
@@ -454,16 +452,6 @@ def test_learning_rates_follow_what_is_trained(tiny):
     large[0].requires_grad_(False)
     assert default_rate(large, "preference") == pytest.approx(1e-5)
     assert tokens_at_once(tiny.model) > 100_000  # small models are read whole
-
-
-def test_a_log_for_tensorboard(tiny, pairs, monkeypatch, tmp_path):
-    written, module = [], types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = lambda folder: types.SimpleNamespace(
-        add_scalar=lambda name, value, step: written.append((name, value, step)), flush=lambda: None
-    )
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    treated = optimize.dpo(tiny, pairs.select(range(8)), batch_size=4, callback=tensorboard(tmp_path), **QUIET)
-    assert [(n, s) for n, _, s in written if n == "loss"] == [("loss", step) for step in range(len(treated.history))]
 
 
 def test_messages_and_prompts_that_both_sides_begin_with(pairs):

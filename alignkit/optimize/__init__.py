@@ -1,5 +1,6 @@
-"""Phase 3, treatment: how the policy uses the reward."""
+"""Phase 3, treatment: how the policy uses the reward. All losses are in `optimize.losses`, most of them here, too."""
 
+from alignkit.optimize import losses
 from alignkit.optimize.advantages import (
     batch_leave_one_out,
     gae,
@@ -38,8 +39,6 @@ from alignkit.optimize.inference import (
 )
 from alignkit.optimize.losses import (
     anchor_loss,
-    apo_down_loss,
-    apo_zero_loss,
     clipped_surrogate,
     conditional_loss,
     cpo_loss,
@@ -48,20 +47,13 @@ from alignkit.optimize.losses import (
     ipo_loss,
     kl_estimate,
     kto_loss,
-    length_regularized_dpo_loss,
-    log_ratio,
-    margin_of,
     mdpo_loss,
     modpo_loss,
     nll_loss,
     orpo_loss,
-    policy_loss,
     regression_loss,
     robust_dpo_loss,
-    rrhf_loss,
     simpo_loss,
-    slic_hf_loss,
-    sppo_loss,
 )
 from alignkit.optimize.methods import (
     METHODS,

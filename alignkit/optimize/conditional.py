@@ -55,5 +55,5 @@ def mdpo(
     extra = {"corrupted": zeros, "ref_corrupted": zeros}  # without the pictures' term this is DPO, at its price
     if conditional:
         extra = {"corrupted": chosen.seeing(crop(chosen.pixels, keep, seed))}
-    settings = {"beta": beta, "delta": delta, "conditional": conditional, "anchor": anchor}
-    return from_pairs(policy, pairs, mdpo_loss, "mdpo", extra=extra, settings=settings, seed=seed, **options)
+    return from_pairs(policy, pairs, mdpo_loss, "mdpo", extra=extra, beta=beta, delta=delta, conditional=conditional,
+                      anchor=anchor, seed=seed, **options)  # fmt: skip

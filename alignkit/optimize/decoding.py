@@ -9,6 +9,7 @@ is learned from rollouts (`PrefixValue`) or, where all completions can be writte
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,17 +19,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, check_at_least
+from alignkit.errors import AlignkitError, check_at_least, check_positive
+from alignkit.optimize.inference import judged_samples
 from alignkit.policy import Batch, Policy, Prompt, Reading, Rollout, draw, positions
-from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
+from alignkit.rewards.base import Judgement, Reward, columns_of
 from alignkit.rewards.model import RewardModel
-
-
-def running(outputs: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """The score of each beginning of a completion, shape (N, T): what the model's pooling makes of its tokens."""
-    if pooling == "last":
-        return outputs * mask
-    return (outputs * mask).cumsum(1) / mask.cumsum(1).clamp(min=1)
 
 
 class PrefixValue(RewardModel):
@@ -55,17 +50,14 @@ class PrefixValue(RewardModel):
         **options,
     ) -> PrefixValue:
         """Roll out n answers to each prompt, score them, and fit; further options as in `RewardModel.train`."""
-        asked, columns = columns_of(prompts)
-        rollout = policy.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
-        said = as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
-        scores = said.all_scores("PrefixValue")
+        said, judgement = judged_samples("PrefixValue", policy, prompts, reward, n, seed, max_new_tokens=max_new_tokens)
+        scores, batch = judgement.all_scores("PrefixValue"), said.batch
         if np.ptp(scores) == 0:
             raise AlignkitError("PrefixValue: every rollout got the same reward, so there is nothing to foresee; take "
                                 "more prompts, a larger n, or another reward")  # fmt: skip
         value = cls.new(policy, seed, pooling)
         value.units = float(scores.mean()), float(scores.std())
         target = torch.tensor((scores - scores.mean()) / scores.std(), device=policy.device).float()
-        batch = rollout.batch
 
         def loss(part: Tensor, whole: Tensor) -> tuple[Tensor, dict]:
             rows = batch.rows(part)
@@ -76,10 +68,11 @@ class PrefixValue(RewardModel):
 
     def by_prefix(self, batch: Batch) -> Tensor:
         """The value of each beginning, in standard units, shape (N, T); differentiable."""
-        return running(self.outputs_by_token(batch)[..., 0], batch.mask, self.pooling)
+        outputs = self.outputs_by_token(batch)[..., 0] * batch.mask
+        return outputs if self.pooling == "last" else outputs.cumsum(1) / batch.mask.cumsum(1).clamp(min=1)
 
-    def judge(self, prompts: list, completions: list[str], batch_size: int = 512):
-        said = super().judge(prompts, completions, batch_size)
+    def judge(self, *args, **options) -> Judgement:
+        said = super().judge(*args, **options)
         said.scores = said.scores * self.units[1] + self.units[0]
         return said
 
@@ -90,7 +83,7 @@ MOST = 100_000  # completions that are enumerated
 @torch.no_grad()
 def every_completion(policy: Policy, prompt: str, max_new_tokens: int) -> dict[tuple[int, ...], float]:
     """log pi of every completion there is, as token ids: those that end and those cut at max_new_tokens."""
-    size, stops = policy.vocabulary, policy.ends
+    size = policy.vocabulary
     if size**max_new_tokens > MOST:
         raise AlignkitError(f"{size} tokens to the power of {max_new_tokens} are too many completions to enumerate; "
                             "take a policy with few tokens and short completions")  # fmt: skip
@@ -100,9 +93,9 @@ def every_completion(policy: Policy, prompt: str, max_new_tokens: int) -> dict[t
         ids = torch.tensor([[*head, *prefix] for prefix in open_], device=policy.device)
         logp = torch.log_softmax(policy.model(input_ids=ids).logits[:, -1].double(), -1).tolist()
         longer = {(*y, v): open_[y] + row[v] for y, row in zip(open_, logp, strict=True) for v in range(size)}
-        ends = {y for y in longer if y[-1] in stops or t + 1 == max_new_tokens}
-        done |= {y: longer[y] for y in longer if y in ends}
-        open_ = {y: longer[y] for y in longer if y not in ends}
+        last = range(size) if t + 1 == max_new_tokens else policy.ends
+        done |= {y: total for y, total in longer.items() if y[-1] in last}
+        open_ = {y: total for y, total in longer.items() if y[-1] not in last}
     return done
 
 
@@ -115,16 +108,13 @@ def exact_values(
     Tilting each next token by the soft value over beta gives the KL optimum pi_ref * exp(r / beta) / Z of whole
     completions: the factors telescope. E[r | beginning] gives the optimum one token ahead only.
     """
-    if beta is not None and not beta > 0:
-        raise AlignkitError(f"exact_values: beta must be above 0, not {beta}")
-    mass: dict[tuple[int, ...], float] = {}
-    total: dict[tuple[int, ...], float] = {}
-    best = max(map(reward, logp))
+    check_positive("exact_values", beta=1.0 if beta is None else beta)
+    mass, total, best = defaultdict(float), defaultdict(float), max(map(reward, logp))
     for y, lp in logp.items():
         gain = reward(y) if beta is None else np.exp((reward(y) - best) / beta)
         for k in range(len(y) + 1):
-            mass[y[:k]] = mass.get(y[:k], 0.0) + np.exp(lp)
-            total[y[:k]] = total.get(y[:k], 0.0) + np.exp(lp) * gain
+            mass[y[:k]] += np.exp(lp)
+            total[y[:k]] += np.exp(lp) * gain
     mean = {y: total[y] / mass[y] for y in mass}
     return mean if beta is None else {y: best + beta * float(np.log(value)) for y, value in mean.items()}
 
@@ -140,8 +130,8 @@ class Guide:
         """The score of each answer so far with each candidate token added: (N, k) token ids to (N, k) numbers."""
         raise NotImplementedError
 
-    def keep(self, rows: Tensor, choice: Tensor) -> None:
-        """Go on with these rows, each with the candidate (by place, shape (rows,)) that was chosen for it."""
+    def keep(self, rows: Tensor, tokens: Tensor) -> None:
+        """Go on with these rows, each with the candidate that was chosen for it; both of shape (rows,)."""
         raise NotImplementedError
 
 
@@ -155,14 +145,13 @@ class FunctionGuide(Guide):
         self.answers: list[tuple[Prompt, tuple[int, ...]]] = [(prompt, ()) for prompt in prompts]
 
     def scores(self, candidates: Tensor) -> Tensor:
-        self.candidates = candidates.tolist()
-        rows = zip(self.answers, self.candidates, strict=True)
+        rows = zip(self.answers, candidates.tolist(), strict=True)
         table = [[float(self.function(x, (*y, token))) for token in tokens] for (x, y), tokens in rows]
         return torch.tensor(table, dtype=torch.float64, device=candidates.device)
 
-    def keep(self, rows: Tensor, choice: Tensor) -> None:
-        chosen = zip(rows.tolist(), choice.tolist(), strict=True)
-        self.answers = [(self.answers[r][0], (*self.answers[r][1], self.candidates[r][c])) for r, c in chosen]
+    def keep(self, rows: Tensor, tokens: Tensor) -> None:
+        kept = [self.answers[row] for row in rows.tolist()]
+        self.answers = [(x, (*y, token)) for (x, y), token in zip(kept, tokens.tolist(), strict=True)]
 
 
 class ModelGuide(Guide):
@@ -207,11 +196,11 @@ class ModelGuide(Guide):
             return self.here.double()
         return ((self.total[:, None] + self.here) / (self.length + 1)).double()
 
-    def keep(self, rows: Tensor, choice: Tensor) -> None:
+    def keep(self, rows: Tensor, tokens: Tensor) -> None:
+        chosen = self.candidates[rows] == tokens[:, None]
         self.cache.batch_select_indices(rows)
-        self.read, self.last = self.read[rows], self.candidates[rows, choice][:, None]
-        self.total = self.total[rows] + self.here[rows, choice]
-        self.length += 1
+        self.read, self.last = self.read[rows], tokens[:, None]
+        self.total, self.length = self.total[rows] + self.here[rows][chosen], self.length + 1
 
 
 @dataclass
@@ -232,8 +221,8 @@ class Guided(Policy):
     def __init__(self, policy: Policy, guide: Guide | RewardModel, weight: float, top_k: int = 10,
                  name: str | None = None):  # fmt: skip
         self.share(policy, name or f"{policy.name} + guide")
-        if not (np.isfinite(weight) and weight >= 0) or top_k < 1:
-            raise AlignkitError(f"Guided: weight must be finite and >= 0, top_k at least 1, not {weight} and {top_k}")
+        check_at_least("Guided", 0, weight=weight)
+        check_at_least("Guided", 1, top_k=top_k)
         self.policy, self.weight, self.top_k = policy, weight, top_k
         self.spent = {"policy_tokens": 0, "guide_tokens": 0}
         self.guide = guide if isinstance(guide, Guide) else ModelGuide(guide)
@@ -257,7 +246,7 @@ class Guided(Policy):
         first = torch.zeros(1, dtype=torch.long, device=self.device)
         for token in written:
             self.guide.scores(first[:, None] + token)
-            self.guide.keep(first, first)
+            self.guide.keep(first, first + token)
         ids = torch.tensor([[*self.prompt_ids(prompt), *written]], device=self.device)
         candidates, tilted, _ = self._tilt(self.model(input_ids=ids).logits[:, -1], 1.0)
         out = torch.full((self.vocabulary,), -torch.inf, dtype=torch.float64, device=self.device)
@@ -268,9 +257,9 @@ class Guided(Policy):
         self._asked, self._kl = list(prompts), []
         self.spent = {"policy_tokens": 0, "guide_tokens": 0}
         plain = super().rollout(prompts, n, *args, **options)
-        return GuidedRollout(plain.prompts, plain.completions, plain.batch, plain.ended, torch.cat(self._kl))
+        return GuidedRollout(**vars(plain), kl=torch.cat(self._kl))
 
-    def sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float) -> list[list[int]]:
+    def sample_rows(self, heads, owner: Tensor, noise: Tensor, temperature: float = 1.0) -> list[list[int]]:
         """As in `Policy`, with the guide beside it."""
         self.guide.start([self._asked[i] for i in owner])
         batch = self.pad([heads[i] for i in owner], [[] for _ in owner])
@@ -288,10 +277,9 @@ class Guided(Policy):
                 keep = (~torch.isin(token, torch.tensor(self.ends, device=self.device))).nonzero().squeeze(1)
                 if t + 1 == noise.shape[1] or not len(keep):
                     break
-                self.guide.keep(keep, choice[keep])
-                read.select(keep)
-                alive = alive[keep]
-                read.append(token[keep])
+                alive, token = alive[keep], token[keep]
+                self.guide.keep(keep, token)
+                read.append(token, keep)
         self._kl.append(kl)
         return tails
 
@@ -323,26 +311,20 @@ def blockwise(
         ModelGuide(value)  # says what is wanted
     written: list[list[int]] = [[] for _ in prompts]
     heads, going = [policy.prompt_ids(prompt) for prompt in prompts], list(range(len(prompts)))
+    asked = [value.backbone.prompt_ids(prompt) for prompt in prompts]
     for start in range(0, max_new_tokens, block):
         more = min(block, max_new_tokens - start)
         generator = torch.Generator().manual_seed(seed + 7919 * start)
         noise = torch.rand(len(prompts) * n, more, generator=generator, dtype=torch.float64).view(len(prompts), n, more)
-        owner = torch.arange(len(going)).repeat_interleave(n)
-        begun = [heads[i] + written[i] for i in going]
-        tails = policy.sample_rows(begun, owner, noise[going].flatten(0, 1).to(policy.device), 1.0)
-        tails = [written[going[i]] + tail for i, tail in zip(owner.tolist(), tails, strict=True)]
-        scores = _values(value, [prompts[going[i]] for i in owner.tolist()], tails).view(len(going), n)
-        for place, best in enumerate(scores.argmax(1).tolist()):
-            written[going[place]] = tails[place * n + best]
+        owner = torch.tensor(going).repeat_interleave(n)
+        begun = [head + ids for head, ids in zip(heads, written, strict=True)]
+        tails = policy.sample_rows(begun, owner, noise[going].flatten(0, 1).to(policy.device))
+        drafts = [written[i] + tail for i, tail in zip(owner.tolist(), tails, strict=True)]
+        scores = value.forward(value.backbone.pad([asked[i] for i in owner], drafts)).view(-1, n)
+        for row, best in enumerate(scores.argmax(1).tolist()):
+            written[going[row]] = drafts[row * n + best]
         going = [i for i in going if written[i][-1] not in policy.ends]
         if not going:
             break
     said = [ids[:-1] if ids[-1] in policy.ends else ids for ids in written]
     return policy.tokenizer.batch_decode(said, skip_special_tokens=True)
-
-
-def _values(model: RewardModel, prompts: list, tails: list[list[int]]) -> Tensor:
-    """The model's score of each beginning, given as token ids, shape (N,)."""
-    batch = model.backbone.pad([model.backbone.prompt_ids(prompt) for prompt in prompts], tails)
-    values = running(model.outputs_by_token(batch)[..., 0], batch.mask, model.pooling)
-    return values[torch.arange(len(values)), batch.mask.sum(1) - 1]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError
 from alignkit.optimize.advantages import leave_one_out
+from alignkit.optimize.inference import judged_samples
 from alignkit.policy import Policy
-from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
+from alignkit.rewards.base import Reward
 
 
 def reward_gradient(
@@ -22,15 +23,13 @@ def reward_gradient(
 
     From n completions of each prompt with the leave-one-out baseline (RLOO 2402.14740), no KL.
     """
-    asked, columns = columns_of(prompts)
-    rollout = policy.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
-    said = as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
-    scores = torch.from_numpy(said.all_scores("reward_gradient")).float()
+    said, judgement = judged_samples("reward_gradient", policy, prompts, reward, n, seed, max_new_tokens=max_new_tokens)
+    scores = torch.from_numpy(judgement.all_scores("reward_gradient")).float()
     advantage = leave_one_out(scores.view(-1, n)).flatten().to(policy.device)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in weights]
     for rows in torch.arange(len(advantage)).split(batch_size):
-        gain = (policy.token_logprobs(rollout.batch.rows(rows)).sum(1) * advantage[rows]).sum() / len(advantage)
+        gain = (policy.token_logprobs(said.batch.rows(rows)).sum(1) * advantage[rows]).sum() / len(advantage)
         for sum_, part in zip(total, torch.autograd.grad(gain, weights), strict=True):
             sum_ += part
     return torch.cat([part.flatten() for part in total])

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from datasets import Dataset
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp, xlogy
 
 from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
-from alignkit.policy import Policy
+from alignkit.policy import Policy, Rollout, draw
 from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
 from alignkit.rewards.texts import before_sentence, plain_prompts, read_faults, without_sentences
-
-MENDS = ("resample", "drop")
 
 
 def best_of_n(
@@ -26,21 +25,21 @@ def best_of_n(
     `prompts` of this and of all functions here: a list, or a Dataset with a column `prompt`, whose other columns are
     handed to the reward by name. `options`: of `Policy.rollout`, such as max_new_tokens.
     """
-    completions, said = _scored("best_of_n", policy, prompts, reward, n, seed, options)
-    scores = said.ranked().reshape(-1, n)
+    said, judgement = judged_samples("best_of_n", policy, prompts, reward, n, seed, **options)
+    scores = judgement.ranked().reshape(-1, n)
     tie_break = np.random.default_rng([seed, 5]).random(scores.shape)
     best = np.lexsort((tie_break, scores), axis=1)[:, -1]
-    return [completions[i * n + k] for i, k in enumerate(best)]
+    return [said.completions[i * n + k] for i, k in enumerate(best)]
 
 
-def _scored(
-    where: str, policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int, seed: int, options: dict
-) -> tuple[list[str], Judgement]:
+def judged_samples(
+    where: str, policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int, seed: int, **options
+) -> tuple[Rollout, Judgement]:
     """n completions for each prompt, a prompt's together, and what the reward says of them."""
     check_at_least(where, 1, n=n)
     asked, columns = columns_of(prompts)
-    rollout = policy.rollout(asked, n, seed=seed, **options)
-    return rollout.completions, as_reward(reward)(rollout.prompts, rollout.completions, **repeated(columns, n))
+    said = policy.rollout(asked, n, seed=seed, **options)
+    return said, as_reward(reward)(said.prompts, said.completions, **repeated(columns, n))
 
 
 def revise(
@@ -55,36 +54,28 @@ def revise(
     Each version costs one sample, as in best-of-n; the judge reads all of them.
     """
     check_at_least("revise", 1, n=n)
-    check_choice("revise", "mend", mend, MENDS)
+    check_choice("revise", "mend", mend, ("resample", "drop"))
     prompts, versions = plain_prompts(prompts), [[] for _ in prompts]
     best, kept = np.full(len(prompts), -np.inf), [""] * len(prompts)
     for round_ in range(n):
-        start = [k if _fits(policy, p, k, max_new_tokens) else "" for p, k in zip(prompts, kept, strict=True)]
+        room = [len(policy.prompt_ids(f"{p} {k}")) + max_new_tokens <= policy.context
+                for p, k in zip(prompts, kept, strict=True)]  # fmt: skip
+        start = [k if fits else "" for k, fits in zip(kept, room, strict=True)]
         asked = [f"{p} {s}".strip() for p, s in zip(prompts, start, strict=True)]
         ends = policy.rollout(asked, 1, seed=seed + 7919 * round_, max_new_tokens=max_new_tokens).completions
         texts = [f"{s} {e}".strip() for s, e in zip(start, ends, strict=True)]
+        said = judge(prompts, texts)
+        if said.critiques is None:
+            raise AlignkitError(f"revise needs a reward that writes critiques; {judge.card.name!r} gives none")
+        faulty = [[place for place, _ in read_faults(critique) or []] for critique in said.critiques]
         if mend == "drop":
-            places = [[place for place, _ in faults] for faults in _faults(judge, prompts, texts)[0]]
-            texts = [without_sentences(t, p) or t for t, p in zip(texts, places, strict=True)]
+            texts = [without_sentences(text, places) or text for text, places in zip(texts, faulty, strict=True)]
         else:
-            found, scores = _faults(judge, prompts, texts)
-            for i in np.flatnonzero(scores > best):
-                best[i], kept[i] = scores[i], before_sentence(texts[i], found[i][0][0]) if found[i] else ""
+            for i in np.flatnonzero(said.scores > best):
+                best[i], kept[i] = said.scores[i], before_sentence(texts[i], faulty[i][0]) if faulty[i] else ""
         for mine, text in zip(versions, texts, strict=True):
             mine.append(text)
     return versions
-
-
-def _faults(judge: Reward, prompts: list[str], texts: list[str]) -> tuple[list[list[tuple[int, str]]], np.ndarray]:
-    """Place and name of the faults the judge finds in each text (none where its critique can't be read), and scores."""
-    said = judge(prompts, texts)
-    if said.critiques is None:
-        raise AlignkitError(f"revise needs a reward that writes critiques; {judge.card.name!r} gives none")
-    return [read_faults(critique) or [] for critique in said.critiques], said.scores
-
-
-def _fits(policy: Policy, prompt: str, start: str, more: int) -> bool:
-    return len(policy.prompt_ids(f"{prompt} {start}")) + more <= policy.context
 
 
 def soft_best_of_n(
@@ -95,12 +86,11 @@ def soft_best_of_n(
     tau -> 0 is best-of-n, tau -> infinity is one sample, n -> infinity is pi_ref * exp(r / tau) / Z.
     """
     check_positive("soft_best_of_n", tau=tau)
-    completions, said = _scored("soft_best_of_n", policy, prompts, reward, n, seed, options)
-    scores = said.all_scores("soft_best_of_n").reshape(-1, n)
-    chance = softmax(scores / tau, axis=1).cumsum(axis=1)
-    uniform = np.random.default_rng([seed, 6]).random((len(scores), 1))
-    chosen = (uniform > chance).sum(axis=1).clip(max=n - 1)
-    return [completions[i * n + k] for i, k in enumerate(chosen)]
+    said, judgement = judged_samples("soft_best_of_n", policy, prompts, reward, n, seed, **options)
+    scores = judgement.all_scores("soft_best_of_n").reshape(-1, n)
+    uniform = np.random.default_rng([seed, 6]).random(len(scores))
+    chosen = draw(torch.from_numpy(scores), torch.from_numpy(uniform), tau)
+    return [said.completions[i * n + k] for i, k in enumerate(chosen.tolist())]
 
 
 def soft_best_of_n_ratio(reward: np.ndarray, n: int, tau: float, probability: np.ndarray | None = None) -> np.ndarray:
@@ -114,9 +104,13 @@ def soft_best_of_n_ratio(reward: np.ndarray, n: int, tau: float, probability: np
     which is one-dimensional and smooth in log t, so that the trapezoid rule settles it.
     """
     check_positive("soft_best_of_n_ratio", n=n, tau=tau)
-    reward = np.atleast_2d(np.asarray(reward, dtype=float))
-    p = np.full(reward.shape, 1 / reward.shape[1]) if probability is None else np.atleast_2d(probability)
-    return np.stack([_ratio(row / tau, mass, n) for row, mass in zip(reward, p, strict=True)])
+    return np.stack([_ratio(row / tau, p, n) for row, p in zip(*_outcomes(reward, probability), strict=True)])
+
+
+def _outcomes(values: np.ndarray, probability: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values and probabilities (default: all equally likely), each (prompts, outcomes)."""
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    return values, np.full(values.shape, 1 / values.shape[1]) if probability is None else np.atleast_2d(probability)
 
 
 def _ratio(log_w: np.ndarray, p: np.ndarray, n: int, step: float = 0.1) -> np.ndarray:
@@ -134,10 +128,8 @@ def _ratio(log_w: np.ndarray, p: np.ndarray, n: int, step: float = 0.1) -> np.nd
 
 def ratio_kl(ratio: np.ndarray, probability: np.ndarray | None = None) -> np.ndarray:
     """KL(q || p) in nats from q / p, one for each row: sum of p * (q/p) * log(q/p)."""
-    ratio = np.atleast_2d(ratio)
-    p = np.full(ratio.shape, 1 / ratio.shape[1]) if probability is None else np.atleast_2d(probability)
-    q = p * ratio
-    return np.where(q > 0, q * np.log(np.maximum(ratio, 1e-300)), 0.0).sum(1)
+    ratio, p = _outcomes(ratio, probability)
+    return (p * xlogy(ratio, ratio)).sum(1)
 
 
 @dataclass
@@ -193,8 +185,7 @@ def sample_optimum(
 def acceptance_rate(reward: np.ndarray, beta: float, bound: float, probability: np.ndarray | None = None) -> np.ndarray:
     """E[exp((r - bound) / beta)] under the reference, one for each row: the share of samples that is accepted."""
     check_positive("acceptance_rate", beta=beta)
-    reward = np.atleast_2d(np.asarray(reward, dtype=float))
-    p = np.full(reward.shape, 1 / reward.shape[1]) if probability is None else np.atleast_2d(probability)
+    reward, p = _outcomes(reward, probability)
     return (p * np.exp((reward - bound) / beta)).sum(1)
 
 
@@ -230,15 +221,12 @@ def self_consistent(
     With `reward`, whose scores must not be negative, the votes are weighted. AlignkitError if no sample of any prompt
     states an answer: then `answer_of` doesn't fit what the policy writes.
     """
-    completions, said = _scored("self_consistent", policy, prompts, reward or _one, n, seed, options)
-    answers, weights = [answer_of(text) for text in completions], said.all_scores("self_consistent")
+    reward = reward or (lambda prompts, completions: [1.0] * len(completions))
+    said, judgement = judged_samples("self_consistent", policy, prompts, reward, n, seed, **options)
+    answers, weights = [answer_of(text) for text in said.completions], judgement.all_scores("self_consistent")
     if all(answer is None for answer in answers):
         raise AlignkitError(
             f"none of {len(answers)} samples states an answer that answer_of can read, such as "
-            f"{completions[0][:60]!r}: voting needs completions that end in an answer"
+            f"{said.completions[0][:60]!r}: voting needs completions that end in an answer"
         )
     return [vote(answers[i : i + n], weights[i : i + n]) for i in range(0, len(answers), n)]
-
-
-def _one(prompts: list, completions: list[str]) -> list[float]:
-    return [1.0] * len(completions)

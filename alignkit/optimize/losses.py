@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, check_positive
+from alignkit.errors import AlignkitError, check_choice, check_positive
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_ESTIMATORS = {"k1": lambda d: d, "k2": lambda d: 0.5 * d**2, "k3": lambda d: torch.expm1(-d) + d}
 RATIOS = ("token", "sequence", "completion")
 
 
@@ -18,14 +18,8 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k3") -> Tensor:
     With d = log pi - log ref: k1 = d is unbiased; k2 = d^2 / 2 is biased and low in variance; k3 = exp(-d) - 1 + d is
     unbiased and never negative.
     """
-    d = logp - ref_logp
-    if kind == "k1":
-        return d
-    if kind == "k2":
-        return 0.5 * d**2
-    if kind == "k3":
-        return torch.expm1(-d) + d
-    raise AlignkitError(f"no KL estimator {kind!r}; there are {', '.join(KL_ESTIMATORS)}")
+    check_choice("kl_estimate", "kind", kind, KL_ESTIMATORS)
+    return KL_ESTIMATORS[kind](logp - ref_logp)
 
 
 def clipped_surrogate(
@@ -46,14 +40,12 @@ def log_ratio(logp: Tensor, old: Tensor, mask: Tensor, level: str = "token") -> 
     "token": each token (PPO, GRPO). "completion": the whole completion, the sum over tokens (RLOO 2402.14740).
     "sequence": that sum divided by the length (GSPO 2507.18071, eq. 7).
     """
+    check_choice("log_ratio", "level", level, RATIOS)
     ratio = (logp - old) * mask
     if level == "token":
         return ratio
-    if level == "completion":
-        return ratio.sum(1, keepdim=True)
-    if level == "sequence":
-        return ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    raise AlignkitError(f"ratio must be one of {', '.join(RATIOS)}, not {level!r}")
+    whole = ratio.sum(1, keepdim=True)
+    return whole if level == "completion" else whole / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def policy_loss(
@@ -117,8 +109,6 @@ def dpo_loss(
     if not 0 <= smoothing <= 0.5:
         raise AlignkitError(f"dpo: smoothing must be in [0, 0.5], not {smoothing}")
     margin = beta * margin_of(chosen, rejected, ref_chosen, ref_rejected)
-    if not smoothing:
-        return -F.logsigmoid(margin)
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 
@@ -153,6 +143,7 @@ def slic_hf_loss(chosen: Tensor, rejected: Tensor, delta: float) -> Tensor:
     To be added: `nll_loss`. The paper's regularizer is the likelihood of a target of the supervised data, summed over
     tokens; here it is the chosen side's, a mean over tokens. TRL has it as the hinge loss of its CPO trainer.
     """
+    check_positive("slic_hf", delta=delta)
     return F.relu(1 - (chosen - rejected) / delta) * delta
 
 
@@ -190,6 +181,7 @@ def orpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, weight: float = 1.0) -
 
     To be added: `nll_loss`, over the completion's tokens as in the paper; TRL's covers the prompt's as well.
     """
+    check_positive("orpo", weight=weight)
     log_odds = (chosen_mean - rejected_mean) - (_log1mexp(chosen_mean) - _log1mexp(rejected_mean))
     return -weight * F.logsigmoid(log_odds)
 

@@ -38,8 +38,8 @@ def modpo(
     """
     check_positive("modpo", beta=beta, weight=weight)
     pairs = check_pairs(pairs)
-    extra, settings = {"gap": _gap(pairs, others)}, {"beta": beta, "weight": weight}
-    return from_pairs(policy, pairs, modpo_loss, "modpo", extra=extra, settings=settings, **options)
+    extra = {"gap": _gap(pairs, others)}
+    return from_pairs(policy, pairs, modpo_loss, "modpo", extra=extra, beta=beta, weight=weight, **options)
 
 
 def _gap(pairs: Dataset, others: Sequence[tuple[float, Reward | Callable]]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def sft(policy: Policy, data: Dataset | Batch, epochs: float = 1, **options) -> 
         check_columns(data, ["prompt", "completion"], "demonstrations")
         check_texts(data, "completion")
         batch = treated.encode(data["prompt"][:], data["completion"][:])
-        options = {"prompts": data["prompt"][:16], **options}
+        options = {"prompts": data["prompt"], **options}
     tokens = batch.mask.sum(1)
 
     def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
@@ -66,24 +66,26 @@ def from_pairs(
     reference: Policy | None = None,
     nll: float = 0.0,
     extra: Mapping[str, Tensor | Batch] | None = None,
-    settings: Mapping[str, Any] | None = None,
     **options,
 ) -> Policy:
     """Minimize the mean of `loss` over `prompt/chosen/rejected`; returns a new policy.
 
-    The loss gets by name what its arguments ask for, each of shape (n,): `chosen` and `rejected`, log pi of whole
+    The loss gets by name what its arguments ask for. Of shape (n,) are `chosen` and `rejected`, log pi of whole
     completions; `ref_chosen`, `ref_rejected`, the same under `reference` (default: `policy` itself, read once, before
     training); `chosen_length`, `chosen_mean` and so on, their tokens and log pi / length; a column of numbers of the
     pairs; what else `extra` holds, a tensor of N rows, or a batch of N rows that is read as a further side. Its
-    `settings`, such as beta, are the same for all pairs. `nll` weighs the chosen sides' likelihood, added to any loss
-    (the mean over their tokens; RPO 2404.19733).
+    settings, such as beta, are the same for all pairs, and taken from the options. `nll` weighs the chosen sides'
+    likelihood, added to any loss (the mean over their tokens; RPO 2404.19733).
 
     The history notes accuracy and margin (in units of beta, where there is one) of the implicit reward, and both
     log-ratios. Pairs with equal sides are counted in a warning: they teach nothing. `pairs` may also be tokens, such as
     samples: all chosen, then all rejected rows. Further options: see `train`.
     """
     check_at_least(name, 0, nll=nll)
-    settings = dict(settings or {})
+    settings = {key: options.pop(key) for key in inspect.signature(loss).parameters if key in options}
+    if "beta" in settings:
+        check_positive(name, beta=settings["beta"])
+    wanted = [key for key in inspect.signature(loss).parameters if key not in settings]
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
     treated, both, columns = policy.copy(f"{policy.name} + {name}"), pairs, []
@@ -93,18 +95,18 @@ def from_pairs(
         if equal:
             warnings.warn(f"{name}: {equal} of {len(pairs)} pairs have equal sides; they teach nothing", stacklevel=3)
         both, columns = encode_pairs(treated, pairs), pairs.column_names
-        options = {"prompts": pairs["prompt"][:16], **options}
-    n = len(both) // 2
-    sides = {key: value for key, value in (extra or {}).items() if isinstance(value, Batch)}
-    fixed = {key: value.to(treated.device) for key, value in (extra or {}).items() if key not in sides}
-    for key, batch in {"both": both, **sides}.items():
-        fixed |= {f"ref_{key}": summed_logprobs(reference, batch), f"{key}_length": batch.mask.sum(1)}
-    for key in ("ref_both", "both_length"):  # the chosen sides, then the rejected ones
-        chosen, rejected = fixed.pop(key).chunk(2)
-        fixed |= {key.replace("both", "chosen"): chosen, key.replace("both", "rejected"): rejected}
-    wanted = [key for key in inspect.signature(loss).parameters if key not in settings]
-    known = {*fixed, *(key for side in ("chosen", "rejected", *sides) for key in (side, f"{side}_mean"))}
-    for key in {*wanted} - known:
+        options = {"prompts": pairs["prompt"], **options}
+    n, sides = len(both) // 2, {}
+    halves = *summed_logprobs(reference, both).chunk(2), *both.mask.sum(1).chunk(2)
+    fixed = dict(zip(("ref_chosen", "ref_rejected", "chosen_length", "rejected_length"), halves, strict=True))
+    for key, value in (extra or {}).items():
+        if isinstance(value, Batch):
+            sides[key] = value
+            fixed |= {f"ref_{key}": summed_logprobs(reference, value), f"{key}_length": value.mask.sum(1)}
+        else:
+            fixed[key] = value.to(treated.device)
+    read = {f"{side}{suffix}" for side in ("chosen", "rejected", *sides) for suffix in ("", "_mean")}
+    for key in {*wanted} - {*fixed} - read:
         if key not in columns:
             raise DataError(f"{name}: its loss asks for {key!r}, which is neither a setting nor a column of the pairs")
         fixed[key] = torch.tensor(check_numbers(pairs, key), device=treated.device).float()
@@ -130,32 +132,21 @@ def from_pairs(
 PAIR_METHODS: dict[str, Callable[..., Policy]] = {}
 
 
-def on_pairs(loss: Callable[..., Tensor], nll: float = 0.0, **defaults) -> Callable[..., Policy]:
-    """The method of a loss, with defaults for its settings; noted in `PAIR_METHODS` under the loss's name.
+def on_pairs(loss: Callable[..., Tensor], **defaults) -> Callable[..., Policy]:
+    """The method of a loss, with defaults for its settings and other options; noted in `PAIR_METHODS` under its name.
 
-    It is called as method(policy, pairs, *settings, reference=None, nll=..., **options), options as in `from_pairs`,
-    and returns a new policy. It needs a reference if the loss asks for one (`ref_chosen`).
+    It is called as method(policy, pairs, **options), options as in `from_pairs`, and returns a new policy.
     """
     name = loss.__name__.removesuffix("_loss")
 
-    def method(policy: Policy, pairs: Dataset, *values, nll: float = nll, **options) -> Policy:
-        if len(values) > len(defaults):
-            raise TypeError(f"{name} takes {', '.join(defaults)} by position and all else by name")
-        settings = {**defaults, **dict(zip(defaults, values, strict=False))}
-        settings |= {key: options.pop(key) for key in defaults if key in options}
-        for key in {"beta", "delta", "weight"} & {*settings}:
-            check_positive(name, **{key: settings[key]})
-        return from_pairs(policy, pairs, loss, name.replace("_", " "), nll=nll, settings=settings, **options)
+    def method(policy: Policy, pairs: Dataset, **options) -> Policy:
+        return from_pairs(policy, pairs, loss, name.replace("_", " "), **{**defaults, **options})
 
-    here, free = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    named = [inspect.Parameter(key, here, default=value) for key, value in defaults.items()]
-    first = [inspect.Parameter(key, here) for key in ("policy", "pairs")]
-    last = [inspect.Parameter("nll", free, default=nll), inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
-    method.__signature__ = inspect.Signature([*first, *named, *last])
+    own = ", ".join(f"{key}={value}" for key, value in defaults.items())
+    learns = f"Learns from `prompt/chosen/rejected`; returns a new policy. Options: {own}, and those of `from_pairs`."
     method.__name__ = method.__qualname__ = name
-    learns = "Learns from `prompt/chosen/rejected`; returns a new policy. Options: see `from_pairs`."
     method.__doc__ = f"{inspect.getdoc(loss)}\n\n{learns}"
-    method.loss, PAIR_METHODS[name] = loss, method
+    PAIR_METHODS[name] = method
     return method
 
 
@@ -207,15 +198,15 @@ def kto(
     other = treated.encode(prompts, [completions[i] for i in mismatched(prompts, seed)])
     ref, ref_other = summed_logprobs(reference, own), summed_logprobs(reference, other)  # cached: it does not change
     good = torch.tensor(labels, device=treated.device)
-    point: dict[int, Tensor] = {}
+
+    @lru_cache(maxsize=1)  # once for all parts of a minibatch
+    @torch.no_grad()
+    def reference_point(minibatch: Tensor) -> Tensor:
+        drift = treated.token_logprobs(other.rows(minibatch)).sum(1) - ref_other[minibatch]
+        return drift.mean().clamp(min=0)
 
     def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
-        if id(minibatch) not in point:  # once for all its parts
-            point.clear()
-            with torch.no_grad():
-                drift = treated.token_logprobs(other.rows(minibatch)).sum(1) - ref_other[minibatch]
-            point[id(minibatch)] = drift.mean().clamp(min=0)
-        z, up = point[id(minibatch)], good[part]
+        z, up = reference_point(minibatch), good[part]
         log_ratio = treated.token_logprobs(own.rows(part)).sum(1) - ref[part]
         return kto_loss(log_ratio, up, z, beta, weights).sum() / len(minibatch), {
             "kl": z,
@@ -225,19 +216,18 @@ def kto(
 
     lengths = torch.maximum(own.attention.sum(1), other.attention.sum(1))
     return train(treated, loss_of, lengths, seed=seed, beside=1, reference_rows=len(own) + len(other),
-                 prompts=prompts[:16], **options)  # fmt: skip
+                 prompts=prompts, **options)  # fmt: skip
 
 
 def mismatched(prompts: list, seed: int) -> np.ndarray:
     """For each row another one with a different prompt (any other row if there is but one prompt), shape (N,)."""
-    keys = [str(p) for p in prompts]
-    if len(keys) < 2:
+    if len(prompts) < 2:
         raise DataError("kto needs at least two rows: a completion of another row is its reference point")
-    rng = np.random.default_rng([seed, 8])
-    everyone = np.arange(len(keys))
-    of = {key: np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)}
-    others = {key: np.setdiff1d(everyone, rows) for key, rows in of.items()}
-    return np.array([rng.choice(others[k] if len(others[k]) else np.delete(everyone, i)) for i, k in enumerate(keys)])
+    rng, rows = np.random.default_rng([seed, 8]), np.arange(len(prompts))
+    number: dict[str, int] = {}
+    which = np.array([number.setdefault(str(prompt), len(number)) for prompt in prompts])
+    own = which if which.any() else rows
+    return np.array([rng.choice(rows[own != mine]) for mine in own])
 
 
 # --- rankings
@@ -268,30 +258,29 @@ def from_rankings(
     new policy. `batch_size` counts rankings, which may differ in K. Further options: see `train`."""
     check_at_least(name, 0, nll=nll)
     check_rankings(rankings)
-    size = torch.tensor([len(ranked) for ranked in rankings["ranked"]])
-    start = size.cumsum(0) - size
-    prompts = [p for p, k in zip(rankings["prompt"], size.tolist(), strict=True) for _ in range(k)]
+    counts = [len(ranked) for ranked in rankings["ranked"]]
+    rows_of = torch.arange(sum(counts)).split(counts)
+    prompts = [p for p, k in zip(rankings["prompt"], counts, strict=True) for _ in range(k)]
     treated = policy.copy(f"{policy.name} + {name}")
     batch = treated.encode(prompts, [text for ranked in rankings["ranked"] for text in ranked])
     length, width = batch.mask.sum(1), batch.attention.sum(1)
 
     def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
-        rows = torch.cat([torch.arange(start[i], start[i] + size[i]) for i in part])
+        rows, sizes = torch.cat([rows_of[i] for i in part]), [counts[i] for i in part]
         logp = treated.token_logprobs(batch.rows(rows)).sum(1)
-        sizes = size[part].tolist()
         means = (logp / length[rows]).split(sizes)
-        best = torch.tensor([0, *sizes[:-1]]).cumsum(0)
         ranked = torch.stack([loss(each[None])[0] for each in means])
-        likely = nll_loss(logp[best], length[start[minibatch]])
+        best = torch.stack([each[0] for each in logp.split(sizes)])
+        likely = nll_loss(best, torch.stack([length[rows_of[i][0]] for i in minibatch]))
         return ranked.sum() / len(minibatch) + nll * (likely.sum() / len(minibatch)), {
             "ranking": ranked,
             "nll": likely,
             "accuracy": torch.stack([each.argmax() == 0 for each in means]),
         }
 
-    lengths = torch.stack([rows.max() for rows in width.split(size.tolist())])
-    return train(treated, loss_of, lengths, batch_size=batch_size, sides=int(size.max()),
-                 prompts=rankings["prompt"][:16], **options)  # fmt: skip
+    lengths = torch.stack([rows.max() for rows in width.split(counts)])
+    return train(treated, loss_of, lengths, batch_size=batch_size, sides=max(counts),
+                 prompts=rankings["prompt"], **options)  # fmt: skip
 
 
 # --- which pairs push the chosen side down
@@ -309,12 +298,9 @@ def ches(policy: Policy, pairs: Dataset, batch_size: int = 512) -> np.ndarray:
     means = []
     for index in torch.arange(len(both)).split(batch_size):
         rows = both.rows(index)
-        states = policy.model.base_model(
-            input_ids=rows.ids,
-            attention_mask=rows.attention,
-            position_ids=positions(rows.attention),
-            use_cache=False,
-        ).last_hidden_state[:, -rows.mask.shape[1] - 1 : -1]  # the state before a token predicts it
+        states = policy.model.base_model(input_ids=rows.ids, attention_mask=rows.attention, use_cache=False,
+                                         position_ids=positions(rows.attention)).last_hidden_state  # fmt: skip
+        states = states[:, -rows.mask.shape[1] - 1 : -1]  # the state before a token predicts it
         means.append((states.double() * rows.mask[..., None]).sum(1) / rows.mask.sum(1, keepdim=True))
     chosen, rejected = torch.cat(means).chunk(2)
     return ((chosen * rejected).sum(1) - (chosen * chosen).sum(1)).cpu().numpy()

@@ -35,31 +35,26 @@ def train(
     stays off (as in TRL's DPO), so that policy and reference agree before the first update.
 
     `learning_rate` None: `default_rate` of this `kind`. Training of a real model (of `SMALL` weights or more) is
-    watched by `language_watch` on its `prompts`. Options: seed, progress, callback, micro_batch_tokens, checkpoint.
+    watched by `language_watch` on its `prompts`. Options: seed, progress, micro_batch_tokens, checkpoint.
 
     `spent` counts completions that were read: `backward_rows`, `sides` for each row of the data, and `forward_rows`,
     these and those read `beside` them without a gradient, and the `reference_rows` that the reference has read before.
     """
     rate = default_rate(treated.model, kind) if learning_rate is None else learning_rate
-    callbacks = [callback] if callback else []
     if prompts is not None and sum(p.numel() for p in treated.model.parameters()) >= SMALL:
-        callbacks.append(language_watch(treated, prompts))
-
-    def after_step(step: int, policy: Policy, row: dict) -> bool:
-        return any([each(step, policy, row) is True for each in callbacks])
-
+        callback = language_watch(treated, prompts, callback)
     fit(treated, loss_of, lengths, name=treated.name, epochs=epochs, batch_size=batch_size, learning_rate=rate,
-        sides=sides, callback=after_step if callbacks else None, **options)  # fmt: skip
+        sides=sides, callback=callback, **options)  # fmt: skip
     read = treated.spent["rows_read"]
     treated.spent |= {"forward_rows": (sides + beside) * read + reference_rows, "backward_rows": sides * read}
     return treated
 
 
-def language_watch(policy: Policy, prompts: Sequence, limit: float = 2.0, every: int = 10) -> Callback:
-    """A callback that ends training, with a warning, where the policy has lost its language.
+def language_watch(policy: Policy, prompts: Sequence, callback: Callback | None = None) -> Callback:
+    """A callback that ends training, with a warning, where the policy has lost its language; `callback` comes first.
 
-    That is: the mean token of some `prompts`, which are text of the same kind but nothing that is trained on, costs
-    `limit` nats more than before training. It is looked at after every `every`th step.
+    That is: the mean token of some `prompts`, which are text of the same kind but nothing that is trained on, costs 2
+    nats more than before training. It is looked at after every tenth step.
     """
     ids = [policy.prompt_ids(prompt) for prompt in prompts[:16]]
     batch = policy.pad([row[:1] for row in ids], [row[1:] for row in ids])
@@ -71,10 +66,9 @@ def language_watch(policy: Policy, prompts: Sequence, limit: float = 2.0, every:
     before = cost(policy)
 
     def watch(step: int, now: Policy, row: dict) -> bool:
-        if (step + 1) % every:
-            return False
-        nats = cost(now)
-        if nats < before + limit:
+        if callback is not None and callback(step, now, row) is True:
+            return True
+        if (step + 1) % 10 or (nats := cost(now)) < before + 2:
             return False
         warnings.warn(
             f"{now.name}: training ended after step {step}, since the policy has lost its language: a token of its "
