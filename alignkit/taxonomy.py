@@ -197,9 +197,9 @@ class RewardCard:
 
     name: str
     construction_basis: ConstructionBasis | str
-    format: Format | str
-    expression: Expression | str
-    granularity: Granularity | str
+    format: Format | str = Format.SCALAR
+    expression: Expression | str = Expression.EXPLICIT
+    granularity: Granularity | str = Granularity.RESPONSE
     objective: Objective | str = Objective.SINGLE
     modality: Modality | str = Modality.TEXT
     source: str = ""

@@ -366,7 +366,7 @@ def test_stages_advance_when_the_batch_passes_the_threshold_and_not_before():
     said = {"form": 0.0, "content": 0.0, "style": 5.0}
     parts = {name: lambda p, c, name=name: np.full(len(c), said[name]) for name in said}
     stages = Stages(parts, {"form": 1.0, "content": 2.0})
-    batch = (["p"] * 32, ["c"] * 32)
+    batch, fresh = (["p"] * 32, ["c"] * 32), stages.state()
 
     def score(values, batch=batch):
         said.update(values)
@@ -382,7 +382,7 @@ def test_stages_advance_when_the_batch_passes_the_threshold_and_not_before():
     assert score({"content": 2.5}) == 3.5 and stages.stage == 2
     assert score({"form": -1.0}) == 6.5 and stages.stage == 2  # the last stage has no end; earlier ones still count
     assert stages.log == [0, 0, 1, 1, 2] and stages.card.granularity == "multi-stage"
-    stages.reset()
+    stages.restore(fresh)
     assert score({"form": 0.5}) == 0.5 and stages.stage == 0
 
 

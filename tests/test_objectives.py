@@ -142,9 +142,9 @@ def test_deterministic_policies_have_points_that_no_weight_finds():
 
 
 def test_weighted_sum_and_worst_by_hand():
-    judged = rewards.Weighted(PARTS, {"short": 1.0, "thanks": 2.0}, {"short": 2.0})(P, C)
+    judged = rewards.Weighted(PARTS, {"short": 0.5, "thanks": 2.0})(P, C)
     assert judged.scores.tolist() == [0.5, -1.0, -1.0, -0.5]
-    assert judged.aspects["short"].tolist() == [-1.5, -1.0, -1.0, -2.5]
+    assert judged.aspects["short"].tolist() == [-3.0, -2.0, -2.0, -5.0]
     assert rewards.Worst(PARTS)(P, C).scores.tolist() == [-3, -2, -2, -5]
 
 
@@ -163,9 +163,7 @@ def test_max_min_moves_weight_to_what_lags_and_stays_a_distribution():
     assert first["short"] > 0.5 and np.isclose(sum(first.values()), 1)
     reward.update(reward(P, C))
     assert reward.weights["short"] > first["short"] and len(reward.history) == 2
-    reward.reset()
-    assert not reward.history and not reward.weights
-    level = rewards.MaxMin(PARTS, floor={"short": -3.0, "thanks": 0.5})  # both means are 0 now
+    level = rewards.MaxMin({"short": lambda p, c: 3 - words(p, c), "thanks": lambda p, c: thanks(p, c) - 0.5})
     level.update(level(P, C))
     assert np.allclose(list(level.weights.values()), 0.5)
 
@@ -181,8 +179,6 @@ def test_the_multiplier_rises_while_the_budget_is_broken_and_falls_while_there_i
         reward.update(reward(P, ["no ."] * 4))
     assert reward.multiplier == 0.0, "never below 0"
     assert [row["multiplier"] for row in reward.history[:3]] == [0.5, 0.75, 0.5]
-    reward.reset()
-    assert reward.multiplier == 0.5
     reward.restore(kept)
     assert reward.multiplier == 0.75 and len(reward.history) == 1
 
@@ -191,7 +187,7 @@ def test_training_moves_the_reward_once_a_batch_and_choosing_never(tiny):
     reward = rewards.Lagrangian(PARTS, "short", "thanks", budget=-1.0, rate=0.5)
     prompts = ["please explain iron ?", "please explain salt ?"]
     few = {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 6, **QUIET}
-    optimize.rloo(tiny, prompts, rewards.Shaped(reward, "clip"), steps=3, **few)
+    optimize.rloo(tiny, prompts, rewards.Shaped(reward), steps=3, **few)
     assert len(reward.history) == 3 and reward.multiplier > 1.0, "also inside another reward"
     optimize.best_of_n(tiny, prompts, reward, 2, max_new_tokens=6)
     assert len(reward.history) == 3
@@ -259,8 +255,6 @@ def test_bad_objectives_are_named():
         rewards.Weighted(PARTS, {"long": 1.0})(P, C)
     with pytest.raises(RewardError, match="gives a score only"):
         rewards.Worst(thanks)(P, C)
-    with pytest.raises(AlignkitError, match="scale of 'short' must be a finite number above 0"):
-        rewards.Worst(PARTS, {"short": 0.0})
     with pytest.raises(AlignkitError, match="rate must be a finite number above 0"):
         rewards.MaxMin(PARTS, rate=0)
     with pytest.raises(AlignkitError, match="start must be at least 0"):

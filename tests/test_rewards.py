@@ -134,7 +134,7 @@ FIT = {"learning_rate": 3e-3, "batch_size": 32, "progress": False}
 
 POLITE = rewards.Rule("polite", rewards.contains("thank you|of course"), 0.5)
 SHORT = rewards.Rule("short", rewards.words_over(5), -0.1)
-SAFE = rewards.Rule("safe", rewards.prompt_contains("steal|scam", rewards.contains("sorry")), 2.0)
+SAFE = rewards.Rule("safe", rewards.contains("sorry"), 2.0, only_if=rewards.asked("steal|scam"))
 ENDED = rewards.Rule("ended", rewards.ends_with("."))
 
 

@@ -245,7 +245,7 @@ def test_bad_weights_are_refused(weights):
 def test_bad_scores_are_refused():
     with pytest.raises(AlignkitError, match="groups, prompts, samples"):
         max_min_weights(np.zeros((2, 3)), 0.5)
-    with pytest.raises(AlignkitError, match="beta must be above 0"):
+    with pytest.raises(AlignkitError, match="beta must be a finite number above 0"):
         max_min_weights(np.zeros((2, 3, 4)), 0.0)
 
 

@@ -15,7 +15,7 @@ from alignkit.evaluation.core import frontier, sequence_kl
 from alignkit.intervals import t_half_width
 from alignkit.optimize.methods import rloo
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
+from alignkit.rewards.base import Combined, Judgement, Reward, as_reward, columns_of, repeated
 from alignkit.worlds.base import World, judge_rows
 
 
@@ -92,23 +92,19 @@ def _with_interval(per_prompt: pd.DataFrame, name: str) -> pd.DataFrame:
 # -- side by side ------------------------------------------------------------------------------------------------------
 
 
-class Scaled(Reward):
+class Scaled(Combined):
     """A reward divided by `unit`, its finer credit too; the card stays the reward's own."""
 
-    reads = "as given"
-
     def __init__(self, reward: Reward | Callable, unit: float):
-        self.reward, self.unit = as_reward(reward), unit
-        self.card = self.reward.card
+        reward = as_reward(reward)
+        super().__init__({"reward": reward}, name=reward.card.name)
+        self.unit, self.card = unit, reward.card
 
-    def made_of(self) -> Mapping[str, Reward]:
-        return {"reward": self.reward}
-
-    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
-        said = self.reward(prompts, completions, **columns)
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
+        said = parts["reward"]
         fine = {name: values and [np.asarray(v) / self.unit for v in values]
                 for name, values in (("steps", said.steps), ("tokens", said.tokens))}  # fmt: skip
-        return Judgement(said.scores / self.unit, ends=said.ends, present=said.present, parts={"reward": said}, **fine)
+        return Judgement(said.scores / self.unit, ends=said.ends, **fine)
 
 
 def spread(reward: Reward | Callable, prompts: list, completions: list[str], n: int) -> float:

@@ -1,20 +1,11 @@
 """What a reward is: a callable on (prompts, completions, **columns) that returns a Judgement and carries a RewardCard.
 
-One adapter serves training, best-of-n, audits and TRL:
+`as_reward(function)` makes one of any function, `to_trl(reward)` a TRL `reward_func` of any reward. `columns`: what
+else a row of the data set holds, one value a completion, handed by name to those who take it, as TRL does; so are TRL's
+`completion_ids`, `trainer_state`, `log_extra` and `log_metric`.
 
-- `as_reward(anything) -> Reward`; `reward(prompts, completions, **columns) -> Judgement` checks all that goes in and
-  comes out; `reward.raw(...)` is the same without the demand that every score be finite (for audits);
-- `columns`: what else a row of the data set holds, each a sequence with one value a completion, handed over by name to
-  functions that take it, as TRL does; `columns_of(data)` splits a data set into prompts and columns, and
-  `repeated(columns, n)` repeats them for n completions a prompt. TRL's `completion_ids` (token ids of each completion),
-  `trainer_state`, `log_extra` and `log_metric` are handed over in the same way;
-- `Judgement.present` is False where the reward said None (a row of another task): the score there is NaN and the row
-  belongs to no group. `judgement.all_scores(where)` is for those who can't leave out a row, `judgement.ranked()` for
-  those who choose the best;
-- scoring never changes a reward. One that follows the training (a multiplier, a stage) moves in
-  `reward.update(judgement)`, which an optimizer calls once for each batch it trains on, after scoring it; `state()` and
-  `restore(state)` are for checkpoints;
-- `to_trl(reward)` is the reward as a TRL `reward_func`.
+Scoring never changes a reward. One that follows the training (a multiplier, a stage) moves in `update(judgement)`,
+which an optimizer calls once for each batch it trains on, after scoring it; `state` and `restore` are for checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,8 +37,8 @@ class Judgement:
       ends, in characters;
     - `tokens`, N arrays, one number for each token of the policy, its end-of-sequence token included.
 
-    `present`, shape (N,), bool: False where the reward said None, "not my row"; the score is NaN there. `parts`: the
-    judgements of the rewards that this one is made of, by name.
+    `present`, shape (N,), bool: False where the reward said None, "not my row"; the score is NaN there, and the row
+    belongs to no group. `parts`: the judgements of the rewards that this one is made of, by name.
     """
 
     scores: np.ndarray
@@ -127,6 +118,9 @@ class Reward:
     #: names of the attributes that `update` moves
     moves: tuple[str, ...] = ()
 
+    #: the rewards that this one is made of, by the names of `Judgement.parts`
+    made_of: Mapping[str, Reward] = {}
+
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         """The judgement, not yet checked."""
         raise NotImplementedError
@@ -136,50 +130,49 @@ class Reward:
         return self._ask(prompts, completions, columns, finite=True)
 
     def raw(self, prompts: Sequence, completions: Sequence, **columns: Any) -> Judgement:
-        """As calling the reward, but scores may be NaN or infinite where `present` is True."""
+        """As calling the reward, but scores may be NaN or infinite where `present` is True: for audits."""
         return self._ask(prompts, completions, columns, finite=False)
 
     def update(self, judgement: Judgement) -> None:
         """Called once for each batch that a policy is trained on, with that batch's judgement, after scoring it.
 
-        Most rewards stay as they are. Those made of others hand it on to them; see `Judgement.parts`.
+        Most rewards stay as they are. Those made of others hand it on to them.
         """
-        for name, reward in self.made_of().items():
+        for name, reward in self.made_of.items():
             if name in (judgement.parts or {}):
                 reward.update(judgement.parts[name])
-
-    def made_of(self) -> Mapping[str, Reward]:
-        """The rewards that this one is made of, by the names of `Judgement.parts`."""
-        return {}
 
     def state(self) -> dict:
         """What `update` has moved so far, here and in the rewards that this one is made of; for checkpoints."""
         own = {name: copy.deepcopy(getattr(self, name)) for name in self.moves}
-        return {"own": own, "parts": {name: reward.state() for name, reward in self.made_of().items()}}
+        return {"own": own, "parts": {name: reward.state() for name, reward in self.made_of.items()}}
 
     def restore(self, state: dict) -> None:
         """Back to what `state` returned."""
         for name, value in state["own"].items():
             setattr(self, name, copy.deepcopy(value))
-        for name, reward in self.made_of().items():
+        for name, reward in self.made_of.items():
             reward.restore(state["parts"][name])
 
     def _ask(self, prompts: Sequence, completions: Sequence, columns: dict, finite: bool) -> Judgement:
         shown: dict[str, list] = {"completions": []}
         try:
             whole = {name: columns.pop(name) for name in TRAINERS if name in columns}
-            shown = self._shown(prompts, completions, columns)
-            taken = self._taken([*shown, *whole])
-            given = {name: copied(rows) for name, rows in shown.items() if name in taken}
-            rest = {name: given.get(name, whole.get(name)) for name in taken - {"prompts", "completions"}}
+            shown = self._shown({"prompts": prompts, "completions": completions, **columns})
+            parameters = inspect.signature(self.judge).parameters
+            every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+            taken = {name for name in [*columns, *whole] if every or name in parameters}
+            given = {name: copied(rows) for name, rows in shown.items() if name not in columns or name in taken}
+            rest = {name: given.get(name, whole.get(name)) for name in taken}
             judgement = self.judge(given["prompts"], given["completions"], **rest)
             if not isinstance(judgement, Judgement):
                 raise CallError(f"returned a {type(judgement).__name__} from judge", "it must be a Judgement")
-            judgement = _read(judgement, len(shown["completions"]))
+            judgement = _read(judgement, len(shown["completions"]), finite)
             for name, rows in given.items():
-                _check_kept(name, shown[name], rows)
-            if finite:
-                _check_finite(judgement)
+                if (row := first_change(shown[name], rows)) is not None:
+                    was, now = (_short(side[row]) if row < len(side) else "no row" for side in (shown[name], rows))
+                    raise CallError(f"changed {name!r} in place, row {row}: it was {was}, now it is {now}",
+                                    "it may change a copy")  # fmt: skip
         except CallError as error:
             row = "" if error.row is None else "".join(
                 f", {name[:-1]} {_short(shown[name][error.row])}" for name in ("prompts", "completions"))  # fmt: skip
@@ -193,10 +186,9 @@ class Reward:
             ) from error
         return judgement
 
-    def _shown(self, prompts: Sequence, completions: Sequence, columns: dict) -> dict[str, list]:
+    def _shown(self, given: Mapping[str, Sequence]) -> dict[str, list]:
         """Prompts, completions and columns as lists of one length, messages as this reward reads them."""
-        rows = {name: rows_of(name, values) for name, values in
-                {"prompts": prompts, "completions": completions, **columns}.items()}  # fmt: skip
+        rows = {name: rows_of(name, values) for name, values in given.items()}
         n = len(rows["completions"])
         if len(rows["prompts"]) != n:
             raise CallError(f"got {len(rows['prompts'])} prompts but {n} completions",
@@ -213,37 +205,20 @@ class Reward:
             rows["prompts"] = [text_of(p, "user") if isinstance(p, list) else p for p in rows["prompts"]]
         return rows
 
-    def _taken(self, names: Iterable[str]) -> set[str]:
-        """Which of these `judge` takes; prompts and completions always."""
-        parameters = inspect.signature(self.judge).parameters
-        every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return {name for name in names if every or name in {*parameters, "prompts", "completions"}}
-
 
 def _short(value: Any) -> str:
     return repr(value if isinstance(value, str) and len(value) <= 60 else str(value)[:60])
 
 
-def _check_kept(name: str, rows: list, given: list) -> None:
-    """CallError naming the first row that was changed in place."""
-    row = first_change(rows, given)
-    if row is not None:
-        was, now = (_short(side[row]) if row < len(side) else "no row" for side in (rows, given))
-        raise CallError(f"changed {name!r} in place, row {row}: it was {was}, now it is {now}", "it may change a copy")
-
-
-def _check_finite(judgement: Judgement) -> None:
-    bad = np.flatnonzero(judgement.present & ~np.isfinite(judgement.scores))
-    if len(bad):
-        raise CallError(f"returned {judgement.scores[bad[0]]} for row {bad[0]} ({len(bad)} such rows)",
-                        "every score must be finite, or None for a row that is not its own", bad[0])  # fmt: skip
-
-
-def _read(judgement: Judgement, n: int) -> Judgement:
-    """The judgement with its numbers as arrays; CallError if a field doesn't have one entry for each of n rows."""
+def _read(judgement: Judgement, n: int, finite: bool) -> Judgement:
+    """The judgement with its numbers as arrays; CallError if a field doesn't have one entry for each of n rows, or if
+    all scores must be `finite` and one is not."""
     scores, present = row_numbers(judgement.scores, n)
     if judgement.present is not None:
         present &= np.asarray(judgement.present, dtype=bool)
+    if finite and len(bad := np.flatnonzero(present & ~np.isfinite(scores))):
+        raise CallError(f"returned {scores[bad[0]]} for row {bad[0]} ({len(bad)} such rows)",
+                        "every score must be finite, or None for a row that is not its own", bad[0])  # fmt: skip
     aspects = judgement.aspects and {name: row_numbers(values, n)[0] for name, values in judgement.aspects.items()}
     for name in ("critiques", "ranks", "steps", "ends", "tokens"):
         values = getattr(judgement, name)
@@ -279,14 +254,8 @@ def as_reward(reward: Reward | Callable, name: str | None = None) -> Reward:
         return reward
     if not callable(reward):
         raise RewardError(f"a reward must be callable on (prompts, completions), not {type(reward).__name__}")
-    card = RewardCard(
-        name=name or getattr(reward, "__name__", type(reward).__name__),
-        construction_basis="rule-based",
-        format="scalar",
-        expression="explicit",
-        granularity="response",
-    )
-    return FunctionReward(reward, card)
+    name = name or getattr(reward, "__name__", type(reward).__name__)
+    return FunctionReward(reward, RewardCard(name, "rule-based"))
 
 
 def to_trl(reward: Reward | Callable) -> Callable[..., list[float | None]]:
@@ -306,9 +275,39 @@ def to_trl(reward: Reward | Callable) -> Callable[..., list[float | None]]:
     return reward_func
 
 
-def common_basis(rewards: Iterable[Reward]) -> str:
+class Combined(Reward):
+    """A reward made of others, which judge the same rows. Subclasses define `combine`.
+
+    A row is left out if a part left it out and the score came out as NaN for that.
+    """
+
+    reads = "as given"
+
+    def __init__(self, rewards: Mapping[str, Reward | Callable], **card: str):
+        """`card`: see `RewardCard`; the construction basis is that of all rewards, else "hybrid"."""
+        self.made_of = {name: as_reward(reward, name) for name, reward in rewards.items()}
+        basis = common_basis(*(reward.card for reward in self.made_of.values()))
+        self.card = RewardCard(**{"construction_basis": basis, **card})
+
+    def judge(self, prompts: list, completions: list, **columns: Any) -> Judgement:
+        heard = self.heard(prompts)
+        parts = {name: reward(heard, completions, **columns) for name, reward in self.made_of.items()}
+        judgement = self.combine(parts, prompts, completions)
+        left_out = np.isnan(judgement.scores) & ~np.all([part.present for part in parts.values()], axis=0)
+        return replace(judgement, parts=parts, present=judgement.present & ~left_out)
+
+    def heard(self, prompts: list) -> list:
+        """The prompts as the parts get them."""
+        return prompts
+
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
+        """The judgement of all, not yet checked, given those of the parts."""
+        raise NotImplementedError
+
+
+def common_basis(*cards: RewardCard) -> str:
     """The construction basis that all of them have, else "hybrid"."""
-    bases = {reward.card.construction_basis for reward in rewards}
+    bases = {card.construction_basis for card in cards}
     return bases.pop() if len(bases) == 1 else "hybrid"
 
 
@@ -319,14 +318,8 @@ class GoldReward(Reward):
 
     def __init__(self, world: World):
         self.world = world
-        self.card = RewardCard(
-            name=f"gold:{world.name}",
-            construction_basis="rule-based",
-            format="scalar",
-            expression="explicit",
-            granularity="response",
-            objective="multi" if len(world.aspects) > 1 else "single",
-        )
+        objective = "multi" if len(world.aspects) > 1 else "single"
+        self.card = RewardCard(f"gold:{world.name}", "rule-based", objective=objective)
 
     def judge(self, prompts: list[str], completions: list[str], **columns: Any) -> Judgement:
         of = (self.world.gold, self.world.gold_aspects)
@@ -344,14 +337,7 @@ class RandomReward(Reward):
 
     def __init__(self, seed: int = 0):
         self.seed = seed
-        self.card = RewardCard(
-            name=f"random:{seed}",
-            construction_basis="rule-based",
-            format="scalar",
-            expression="explicit",
-            granularity="response",
-            notes="null control",
-        )
+        self.card = RewardCard(f"random:{seed}", "rule-based", notes="null control")
 
     def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
         return Judgement(np.array([self._noise(f"{p}\0{c}") for p, c in zip(prompts, completions, strict=True)]))

@@ -1,8 +1,5 @@
 """How a reward is handed its rows and how its answer is read: TRL's conventions, in one place.
 
-`call_function` finds out how a function wants its arguments, `row_numbers` reads whatever it returns, `copied` and
-`first_change` keep it from writing into what it was given, `text_of` takes the text out of messages.
-
 Nothing heavy is imported: an audit loads this file by itself, in the process of the reward.
 """
 
@@ -22,7 +19,6 @@ from alignkit.errors import RewardError
 
 #: What TRL hands over beside the columns of a data set: the trainer's own objects, passed on as they are.
 TRAINERS = ("trainer_state", "log_extra", "log_metric", "environments")
-IMMUTABLE = (str, int, float, bool, bytes, type(None))
 
 
 class CallError(RewardError):
@@ -34,10 +30,9 @@ class CallError(RewardError):
 
 
 def rows_of(what: str, values: Iterable) -> list:
-    """The values as a list; CallError for a string or a mapping, whose items are letters or names."""
-    if isinstance(values, str | bytes | Mapping) or _is_of("pandas", "DataFrame", values) or not isinstance(
-        values, Iterable
-    ):
+    """The values as a list; CallError for a string, mapping or table, whose items are letters or names."""
+    named = isinstance(values, str | bytes | Mapping) or _is_of("pandas", "DataFrame", values)
+    if named or not isinstance(values, Iterable):
         raise CallError(f"got a {type(values).__name__} as {what}", "give a list, one item a row")
     return list(values)
 
@@ -50,14 +45,13 @@ def _is_of(module: str, name: str, value: Any) -> bool:
 
 def copied(rows: list) -> list:
     """The rows in a new list; what could be changed in place is copied, too, if it can be."""
-    return [row if isinstance(row, IMMUTABLE) else _copy(row) for row in rows]
-
-
-def _copy(row: Any) -> Any:
-    try:
-        return copy.deepcopy(row)
-    except (TypeError, ValueError, RuntimeError):  # an open file, a tensor within a graph
-        return row
+    made = []
+    for row in rows:
+        try:
+            made.append(copy.deepcopy(row))
+        except (TypeError, ValueError, RuntimeError):  # an open file, a tensor within a graph
+            made.append(row)
+    return made
 
 
 def first_change(before: list, after: list) -> int | None:
@@ -130,11 +124,7 @@ def _waited_for(out: Any) -> Any:
     async def wait():
         return await out
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    with ThreadPoolExecutor(1) as other:  # a notebook's own loop is running: a loop can't be run inside a loop
+    with ThreadPoolExecutor(1) as other:  # a notebook's own loop is running, and a loop can't be run inside a loop
         return other.submit(asyncio.run, wait()).result()
 
 
@@ -147,7 +137,7 @@ def row_numbers(out: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
     if _is_of("torch", "Tensor", out):
         out = out.detach().cpu()
         out = (out if out.is_complex() else out.double()).numpy()
-    elif _is_of("pandas", "Series", out) or _is_of("pandas", "DataFrame", out):
+    elif hasattr(out, "to_numpy"):  # of pandas
         out = out.to_numpy()
     elif not isinstance(out, np.ndarray):
         if not isinstance(out, Iterable) or isinstance(out, str | bytes | Mapping):

@@ -11,13 +11,10 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from alignkit.errors import AlignkitError, RewardError
+from alignkit.errors import AlignkitError, RewardError, check_at_least, check_choice, check_positive
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, as_reward, common_basis
+from alignkit.rewards.base import Combined, Judgement, Reward, as_reward
 from alignkit.rewards.model import RewardModel
-from alignkit.taxonomy import RewardCard
-
-HOW = ("mean", "worst", "uncertainty")
 
 
 def combined_scores(scores: np.ndarray, how: str = "mean", weight: float = 0.5) -> np.ndarray:
@@ -25,70 +22,38 @@ def combined_scores(scores: np.ndarray, how: str = "mean", weight: float = 0.5) 
 
     "mean"; "worst": the lowest (worst-case optimization, WCO); "uncertainty": mean - weight * variance over members
     (uncertainty-weighted optimization, UWO). The last two compare members with one another, so they must be on one
-    scale. RewardError if there are no members or `how` is none of these.
+    scale; Bradley-Terry scores are so only after their mean is taken off and their standard deviation divided out.
     """
     scores = np.asarray(scores, dtype=float)
-    if how not in HOW:
-        raise RewardError(f"an ensemble's how must be one of {', '.join(HOW)}, not {how!r}")
+    check_choice("ensemble", "how", how, ("mean", "worst", "uncertainty"))
+    check_at_least("ensemble", 0, weight=weight)
     if scores.ndim < 1 or not len(scores):
-        raise RewardError("an ensemble needs at least one member")
-    if not 0 <= weight < float("inf"):
-        raise RewardError(f"an ensemble's weight of the variance must be 0 or more, not {weight}")
+        raise AlignkitError("an ensemble needs at least one member")
     if how == "worst":
         return scores.min(0)
     return scores.mean(0) - (weight * scores.var(0) if how == "uncertainty" else 0.0)
 
 
-class Ensemble(Reward):
-    """Members that judge the same answers, combined as in `combined_scores`; aspects: each member's own score.
+class Ensemble(Combined):
+    """Members that judge the same answers, combined as in `combined_scores`; aspects: each member's own score."""
 
-    `units`: mean and standard deviation to take from each member's scores first. Bradley-Terry scores have no zero of
-    their own, so members are comparable only after that; `on_one_scale` reads the units off some answers.
-    """
-
-    def __init__(
-        self, members: Sequence[Reward | Callable], how: str = "mean", weight: float = 0.5,
-        units: Sequence[tuple[float, float]] | None = None, name: str | None = None,
-    ):  # fmt: skip
-        self.members = [as_reward(member) for member in members]
-        combined_scores(np.zeros(len(self.members)), how, weight)  # says what is wrong with them
+    def __init__(self, members: Sequence[Reward | Callable], how: str = "mean", weight: float = 0.5):
+        combined_scores(np.zeros(len(members)), how, weight)  # says what is wrong with them
         self.how, self.weight = how, weight
-        self.units = [(0.0, 1.0)] * len(self.members) if units is None else [tuple(unit) for unit in units]
-        if len(self.units) != len(self.members):
-            raise RewardError(f"Ensemble: {len(self.members)} members but {len(self.units)} units; give one pair each")
-        for place, (_, spread) in enumerate(self.units):
-            if not 0 < spread < float("inf"):
-                raise RewardError(
-                    f"Ensemble: member {place} has a standard deviation of {spread}; it must be above 0 (a member that "
-                    "gives every answer the same score says nothing: leave it out)"
-                )
-        self.card = RewardCard(name=name or f"{how} of {len(self.members)}", format="scalar", source="2310.02743",
-                               construction_basis=common_basis(self.members), granularity="response",
-                               expression=self.members[0].card.expression)  # fmt: skip
+        members = [as_reward(member) for member in members]
+        super().__init__({f"member {k}": member for k, member in enumerate(members)}, name=f"{how} of {len(members)}",
+                         expression=members[0].card.expression, source="2310.02743")  # fmt: skip
 
-    @classmethod
-    def on_one_scale(cls, members: Sequence[Reward | Callable], prompts: list, completions: list[str], **options):
-        """With units such that each member's scores of these answers have mean 0 and standard deviation 1."""
-        said = [as_reward(member)(prompts, completions).all_scores("Ensemble") for member in members]
-        return cls(members, units=[(float(s.mean()), float(s.std())) for s in said], **options)
-
-    def made_of(self) -> Mapping[str, Reward]:
-        return {f"member {k}": member for k, member in enumerate(self.members)}
-
-    def judge(self, prompts: list, completions: list[str], **columns) -> Judgement:
-        parts = {name: member(prompts, completions, **columns) for name, member in self.made_of().items()}
-        units = [(part.scores - mean) / spread for part, (mean, spread) in zip(parts.values(), self.units, strict=True)]
-        return Judgement(combined_scores(np.stack(units), self.how, self.weight), parts=parts,
-                         aspects=dict(zip(parts, units, strict=True)),
-                         present=np.all([part.present for part in parts.values()], axis=0))  # fmt: skip
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
+        scores = {name: part.scores for name, part in parts.items()}
+        return Judgement(combined_scores(list(scores.values()), self.how, self.weight), aspects=scores)
 
 
-def averaged_weights(models: Sequence[RewardModel], name: str = "warm") -> RewardModel:
+def averaged_weights(models: Sequence[RewardModel]) -> RewardModel:
     """One reward model whose weights are the mean of these models' weights, at the cost of one (WARM, 2401.12187).
 
     Works for fits that started from one pretrained backbone and so ended in one valley of the loss. RewardError if
-    backbone, kind or pooling differ, as far as the models tell (one that was loaded from disk doesn't say what it
-    started from).
+    backbone, kind or pooling differ, as far as the models tell (one loaded from disk doesn't say what it started from).
     """
     if not models:
         raise RewardError("averaged_weights: give at least one reward model")
@@ -106,7 +71,7 @@ def averaged_weights(models: Sequence[RewardModel], name: str = "warm") -> Rewar
     mean = copy.copy(first)
     mean.model = copy.deepcopy(first.model)
     mean.model.load_state_dict({key: torch.stack([s[key] for s in states]).mean(0) for key in states[0]})
-    mean.card = replace(first.card, name=name, source="2401.12187")
+    mean.card = replace(first.card, name="warm", source="2401.12187")
     return mean
 
 
@@ -145,8 +110,7 @@ def max_min_weights(scores: np.ndarray, beta: float) -> np.ndarray:
     scores = np.asarray(scores, dtype=float)
     if scores.ndim != 3 or not scores.size or not np.isfinite(scores).all():
         raise AlignkitError(f"need finite scores of shape (groups, prompts, samples), not of shape {scores.shape}")
-    if not beta > 0:
-        raise AlignkitError(f"max_min_weights: beta must be above 0, not {beta}")
+    check_positive("max_min_weights", beta=beta)
     groups, _, samples = scores.shape
 
     def dual(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -160,7 +124,7 @@ def max_min_weights(scores: np.ndarray, beta: float) -> np.ndarray:
     return w / w.sum()
 
 
-class WorstGroup(Reward):
+class WorstGroup(Combined):
     """sum_u w_u (r_u - zero_u) / unit_u, whose optimum at `beta` is the max-min policy if w = `max_min_weights`.
 
     Groups can only be compared once each reward has a zero and a unit; they are part of the reward, and `fit` takes
@@ -169,20 +133,15 @@ class WorstGroup(Reward):
     """
 
     def __init__(self, rewards: Mapping[str, Reward | Callable], weights: Sequence[float], zero=0.0, unit=1.0):
-        self.rewards = {name: as_reward(reward, name) for name, reward in rewards.items()}
-        size = len(self.rewards)
-        self.weights = np.asarray(weights, dtype=float)
+        size, self.weights = len(rewards), np.asarray(weights, dtype=float)
         if not size or self.weights.shape != (size,) or (self.weights < 0).any() or not self.weights.sum() > 0:
             raise AlignkitError(
                 f"WorstGroup: needs a reward for each group and as many weights >= 0, not all 0; got {list(rewards)} "
                 f"and {weights}"
             )
-        self.zero, self.unit = np.broadcast_to(zero, size).astype(float), np.broadcast_to(unit, size).astype(float)
-        if (self.unit <= 0).any():
-            raise AlignkitError(f"WorstGroup: units must be above 0, not {self.unit.tolist()}")
-        self.card = RewardCard(name="worst group", construction_basis=common_basis([*self.rewards.values()]),
-                               format="vector", expression="explicit", granularity="response", objective="multi",
-                               source="2402.08925")  # fmt: skip
+        self.zero, self.unit = (np.broadcast_to(value, size).astype(float) for value in (zero, unit))
+        check_positive("WorstGroup", **{f"the unit of {name!r}": u for name, u in zip(rewards, self.unit, strict=True)})
+        super().__init__(rewards, name="worst group", format="vector", objective="multi", source="2402.08925")
 
     @classmethod
     def fit(
@@ -202,12 +161,7 @@ class WorstGroup(Reward):
         weights = max_min_weights((raw - zero[:, None, None]) / unit[:, None, None], beta)
         return cls(rewards, weights, zero, unit)
 
-    def made_of(self) -> Mapping[str, Reward]:
-        return self.rewards
-
-    def judge(self, prompts: list, completions: list[str], **columns) -> Judgement:
-        parts = {name: reward(prompts, completions, **columns) for name, reward in self.rewards.items()}
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
         raw = np.stack([part.scores for part in parts.values()])
         standard = (raw - self.zero[:, None]) / self.unit[:, None]
-        return Judgement(self.weights @ standard, aspects=dict(zip(parts, standard, strict=True)), parts=parts,
-                         present=np.all([part.present for part in parts.values()], axis=0))  # fmt: skip
+        return Judgement(self.weights @ standard, aspects=dict(zip(parts, standard, strict=True)))

@@ -13,30 +13,27 @@ from sklearn.linear_model import LogisticRegression
 from alignkit.errors import AlignkitError, DataError, RewardError, check_choice, check_positive
 from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, as_reward
+from alignkit.rewards.base import Combined, Judgement, Reward, as_reward, common_basis
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
 from alignkit.rewards.scalar import BradleyTerry
 from alignkit.rewards.texts import text_of
-from alignkit.taxonomy import RewardCard
 
-HOW = ("clip", "sigmoid", "log-sigmoid")
+SHAPES = {"sigmoid": "2502.18770", "log-sigmoid": "2402.00742"}  # with the papers
 
 
-class Hybrid(Reward):
+class Hybrid(Combined):
     """r(x, y) = sum_k w_k rule_k(x, y) + learned(x, y), both parts fit to the same pairs.
 
-    The rules go first: their weights are a logistic regression on the pairs. A Bradley-Terry model then learns what
-    they leave, P(y1 > y2) = sigmoid(w . (f1 - f2) + g(y1) - g(y2)): the rules' gap enters its loss as a (negative)
-    margin. Scores are log-odds.
+    The rules go first: their `weights` (log-odds a unit) are a logistic regression on the pairs. A Bradley-Terry model
+    then learns what they leave, P(y1 > y2) = sigmoid(w . (f1 - f2) + g(y1) - g(y2)): the rules' gap enters its loss as
+    a (negative) margin. Scores are log-odds.
     """
 
-    reads = "as given"
-
-    def __init__(self, rules: RuleReward, learned: Reward, name: str = "rules + learned"):
-        self.rules, self.learned = rules, learned
-        self.card = RewardCard(name=name, construction_basis="hybrid", format="scalar", expression="explicit",
-                               granularity="response", notes="rules first, then what they leave")  # fmt: skip
+    def __init__(self, rules: RuleReward, learned: Reward):
+        super().__init__({"rules": rules, "learned": learned}, name="rules + learned", construction_basis="hybrid",
+                         notes="rules first, then what they leave")  # fmt: skip
+        self.weights = {rule.name: rule.weight for rule in rules.rules}
 
     @classmethod
     def fit(cls, pairs: Dataset, backbone: Policy | str, rules: Sequence[Rule], seed: int = 0, **options) -> Hybrid:
@@ -48,26 +45,16 @@ class Hybrid(Reward):
                                   "margin": (-gap).tolist()})  # fmt: skip
         return cls(weighed, BradleyTerry.fit(rest, backbone, margin="margin", seed=seed, **options))
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Log-odds a unit of each rule."""
-        return {rule.name: rule.weight for rule in self.rules.rules}
-
-    def made_of(self) -> Mapping[str, Reward]:
-        return {"rules": self.rules, "learned": self.learned}
-
-    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
-        parts = {name: part(prompts, completions, **columns) for name, part in self.made_of().items()}
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
         ruled, learned = parts.values()
-        return Judgement(ruled.scores + learned.scores, aspects={**ruled.aspects, "learned": learned.scores},
-                         present=ruled.present & learned.present, parts=parts)  # fmt: skip
+        return Judgement(ruled.scores + learned.scores, aspects={**ruled.aspects, "learned": learned.scores})
 
 
-def weigh_rules(rules: Sequence[Rule], pairs: Dataset, penalty: float = 0.1) -> RuleReward:
+def weigh_rules(rules: Sequence[Rule], pairs: Dataset) -> RuleReward:
     """The rules with weights fit to pairs: logistic regression of the choice on the difference in what they say.
 
-    `penalty`: strength of the L2 penalty on the weights, which keeps a rule that is never wrong finite. DataError if no
-    rule tells the sides of any pair apart.
+    An L2 penalty of 0.1 on the weights keeps a rule that is never wrong finite. DataError if no rule tells the sides of
+    any pair apart.
     """
     check_pairs(pairs)
     reward = RuleReward(rules)
@@ -76,81 +63,57 @@ def weigh_rules(rules: Sequence[Rule], pairs: Dataset, penalty: float = 0.1) -> 
     if not gap.any():
         raise DataError(f"none of the {len(rules)} rules tells the sides of any of {len(pairs)} pairs apart: their "
                         "weights can't be learned; give other rules or more pairs")  # fmt: skip
-    model = LogisticRegression(fit_intercept=False, C=1 / penalty, max_iter=1000)
+    model = LogisticRegression(fit_intercept=False, C=1 / 0.1, max_iter=1000)
     model.fit(np.concatenate([gap, -gap]), np.repeat([1, 0], len(gap)))
     weighed = [replace(rule, weight=float(w)) for rule, w in zip(reward.rules, model.coef_[0], strict=True)]
     return RuleReward(weighed, name="rules, weighed")
 
 
-class Veto(Reward):
+class Veto(Combined):
     """Any reward, less `penalty` where a check answers yes: a rule that a learned part can't argue away.
 
     The penalty is in the reward's own units and should exceed its range. The rest of the score stays, so that among
     vetoed completions the better ones are still told apart.
     """
 
-    reads = "as given"
-
-    def __init__(self, reward: Reward, forbid: Mapping[str, Check | Asks], penalty: float = 10.0):
+    def __init__(self, reward: Reward | Callable, forbid: Mapping[str, Check | Asks], penalty: float = 10.0):
         if not forbid:
             raise AlignkitError("Veto: name at least one check to forbid")
         check_positive("Veto", penalty=penalty)
-        self.reward, self.penalty = reward, penalty
-        self.forbid = {name: Check.of(check) for name, check in forbid.items()}
-        old = reward.card
-        basis = old.construction_basis if old.construction_basis == "rule-based" else "hybrid"
-        self.card = replace(old, name=f"{old.name} + veto", construction_basis=basis)
+        self.penalty, self.forbid = penalty, {name: Check.of(check) for name, check in forbid.items()}
+        super().__init__({"reward": reward}, name="veto", construction_basis="rule-based")
+        old = self.made_of["reward"].card
+        self.card = replace(old, name=f"{old.name} + veto", construction_basis=common_basis(old, self.card))
 
-    def made_of(self) -> Mapping[str, Reward]:
-        return {"reward": self.reward}
-
-    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
-        judgement = self.reward(prompts, completions, **columns)
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
+        judgement = parts["reward"]
         rows = [(text_of(p, "user"), text_of(c, "assistant")) for p, c in zip(prompts, completions, strict=True)]
         hits = {f"veto: {name}": np.array([bool(check(p, c)) for p, c in rows]) for name, check in self.forbid.items()}
         vetoed = np.any(list(hits.values()), axis=0)
         aspects = {**(judgement.aspects or {}), **{name: hit.astype(float) for name, hit in hits.items()}}
-        return Judgement(judgement.scores - self.penalty * vetoed, aspects=aspects, present=judgement.present,
-                         parts={"reward": judgement})  # fmt: skip
+        return Judgement(judgement.scores - self.penalty * vetoed, aspects=aspects)
 
 
-def bent(scores: np.ndarray, how: str, center: np.ndarray | float = 0.0, unit: float = 1.0) -> np.ndarray:
-    """Scores after a monotone map of z = (score - center) / unit; any shape.
+class Shaped(Combined):
+    """`reward` after a monotone map of z = (score - center) / unit.
 
-    "clip": z cut at -1 and 1; "sigmoid": 1 / (1 + exp(-z)), the chance to beat an answer at the level of `center`
-    (2502.18770); "log-sigmoid": its logarithm, flat above the center and a straight line far below it (2402.00742).
-    None of them changes which of two answers is better (clip: it may make them equal), so best-of-n doesn't notice
-    the smooth two; what a policy trades against KL does change. `unit`: the reward's standard deviation, say.
+    "sigmoid": 1 / (1 + exp(-z)), the chance to beat an answer at the level of `center` (2502.18770); "log-sigmoid": its
+    logarithm, flat above the center and a straight line far below it (2402.00742). Neither changes which of two answers
+    is better, so best-of-n doesn't notice; what a policy trades against KL does change. `center`: one level for all
+    prompts, or one for each, {prompt's text: level}; `unit`: the reward's standard deviation, say.
     """
-    check_choice("bent", "how", how, HOW)
-    check_positive("bent", unit=unit)
-    z = (np.asarray(scores, dtype=float) - center) / unit
-    if how == "clip":
-        return np.clip(z, -1.0, 1.0)
-    with np.errstate(invalid="ignore"):  # rows without a score stay NaN
-        log_sigmoid = -np.logaddexp(0.0, -z)
-    return np.exp(log_sigmoid) if how == "sigmoid" else log_sigmoid
-
-
-class Shaped(Reward):
-    """`reward` after `bent`. `center`: one level for all prompts, or one for each, {prompt's text: level}."""
-
-    reads = "as given"
 
     def __init__(
         self, reward: Reward | Callable, how: str = "sigmoid", center: Mapping | float = 0.0, unit: float = 1.0
     ):
-        bent(np.zeros(1), how, 0.0, unit)  # says what is wrong with them
-        self.reward, self.how, self.center, self.unit = as_reward(reward), how, center, unit
-        card, sources = self.reward.card, {"sigmoid": "2502.18770", "log-sigmoid": "2402.00742"}
-        self.card = RewardCard(name=f"{how} of {card.name}", construction_basis=card.construction_basis,
-                               format="scalar", expression=card.expression, granularity="response",
-                               source=sources.get(how, ""), notes=f"unit {unit:.3g}")  # fmt: skip
+        check_choice("Shaped", "how", how, SHAPES)
+        check_positive("Shaped", unit=unit)
+        reward = as_reward(reward)
+        self.how, self.center, self.unit = how, center, unit
+        super().__init__({"reward": reward}, name=f"{how} of {reward.card.name}", expression=reward.card.expression,
+                         source=SHAPES[how], notes=f"unit {unit:.3g}")  # fmt: skip
 
-    def made_of(self) -> Mapping[str, Reward]:
-        return {"reward": self.reward}
-
-    def judge(self, prompts: list, completions: list, **columns) -> Judgement:
+    def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
         level = self.center
         if isinstance(level, Mapping):
             asked = [text_of(prompt, "user") for prompt in prompts]
@@ -159,9 +122,10 @@ class Shaped(Reward):
                     raise RewardError(f"{self.card.name!r}: row {row}: no level for prompt {prompt[:60]!r}; give "
                                       "one for every prompt (see `levels`), or one number for all")  # fmt: skip
             level = np.array([level[prompt] for prompt in asked], dtype=float)
-        judgement = self.reward(prompts, completions, **columns)
-        scores = bent(judgement.scores, self.how, level, self.unit)
-        return Judgement(scores, present=judgement.present, parts={"reward": judgement})
+        z = (parts["reward"].scores - level) / self.unit
+        with np.errstate(invalid="ignore"):  # rows without a score stay NaN
+            log_sigmoid = -np.logaddexp(0.0, -z)
+        return Judgement(np.exp(log_sigmoid) if self.how == "sigmoid" else log_sigmoid)
 
 
 def levels(prompts: list, scores: np.ndarray, share: float = 0.5) -> dict:
@@ -185,12 +149,7 @@ class MixedSupervision(BradleyTerry):
 
     @classmethod
     def fit(
-        cls,
-        labelings: Labelings,
-        backbone: Policy | str,
-        reliability: Mapping[str, float],
-        seed: int = 0,
-        **options,
+        cls, labelings: Labelings, backbone: Policy | str, reliability: Mapping[str, float], seed: int = 0, **options
     ) -> MixedSupervision:
         """Fit to {source: labels with `task`}; `reliability` as from `source_reliability`, options as in
         `BradleyTerry.fit`."""
@@ -198,12 +157,12 @@ class MixedSupervision(BradleyTerry):
         return super().fit(pairs, backbone, confidence="confidence", seed=seed, **options)
 
 
-def source_reliability(labelings: Labelings, checked: Dataset, prior: tuple[float, float] = (3, 1)) -> dict[str, float]:
+def source_reliability(labelings: Labelings, checked: Dataset) -> dict[str, float]:
     """Reliability of each source on the pairs it shares with `checked`, careful labels of a few.
 
-    Posterior mean (hits + a) / (hits + misses + a + b) under a Beta(a, b) `prior`; the default believes that a source
-    worth asking is right three times in four, so that a rule which spoke in two of the checked pairs, and was wrong in
-    both, is not taken to be a liar.
+    Posterior mean (hits + 3) / (hits + misses + 4), under a Beta(3, 1) prior: a source worth asking is right three
+    times in four, so that a rule which spoke in two of the checked pairs, and was wrong in both, is not taken to be a
+    liar.
     """
     if "task" not in checked.column_names:
         raise DataError("source_reliability: `checked` needs a column 'task', the row of each pair in the pool")
@@ -212,5 +171,5 @@ def source_reliability(labelings: Labelings, checked: Dataset, prior: tuple[floa
     for name, data in labelings.items():
         task = data["task"][:] if "task" in data.column_names else range(len(data))
         hits = [right[t] == side for t, side in zip(task, data["position"], strict=True) if t in right]
-        shares[name] = (sum(hits) + prior[0]) / (len(hits) + sum(prior))
+        shares[name] = (sum(hits) + 3) / (len(hits) + 4)
     return shares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
 from alignkit.rewards.model import RewardModel, parts_of
-from alignkit.rewards.texts import FAULT, parses, read_faults, reader, sentences, write_faults
+from alignkit.rewards.texts import read_faults, reader, sentences, write_faults
 from alignkit.taxonomy import RewardCard
 
 FINE = "fine"  # the note on a sentence without a fault
@@ -32,8 +31,12 @@ class WrittenReward(Reward):
     by the tokenizer on its own, in the fit as in use.
     """
 
-    policy: Policy
     train = RewardModel.train  # the loop all fits share
+    kept: tuple[str, ...]  # the settings that `load` must know beside the policy
+
+    def __init__(self, policy: Policy, name: str, source: str):
+        self.policy, self.history = policy, pd.DataFrame()
+        self.card = RewardCard(name, "data-driven", "textual", source=source)
 
     @property
     def model(self):
@@ -65,16 +68,14 @@ class WrittenReward(Reward):
         return self.policy.pad(heads, tails)
 
     @torch.no_grad()
-    def next_word(
-        self, prompts: list, said: list[list[str]], words: list[str], batch_size: int = 512
-    ) -> tuple[list[int | None], np.ndarray]:
+    def next_word(self, prompts: list, said: list[list[str]], words: list[str]) -> tuple[list[int | None], np.ndarray]:
         """After the pieces `said`: which of `words` (by place) is likeliest of the whole vocabulary, None if another
         word is, and the logits of `words`, shape (N, words), float64."""
         anything, ids = self.policy.tokenizer.eos_token_id, [self._ids(word)[0] for word in words]
         tails = [[token for text in pieces for token in self._ids(text)] + [anything] for pieces in said]
         batch, best = self._batch(prompts, tails), torch.empty(len(said), dtype=torch.long)
         logits = torch.empty(len(said), len(ids), dtype=torch.float64)
-        for part in parts_of(batch, self.model, batch_size):
+        for part in parts_of(batch, self.model):
             rows = batch.rows(part)
             last = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].float().cpu()
             best[part], logits[part] = last.argmax(-1), last[:, ids].double()
@@ -84,14 +85,11 @@ class WrittenReward(Reward):
     def _ids(self, text: str) -> list[int]:
         return self.policy.completion_ids(text, ended=False)
 
-    def _settings(self) -> dict:
-        """What `load` must know beside the policy."""
-        raise NotImplementedError
-
     def save(self, folder: str | Path) -> Path:
         """Write the policy in the Hub's format, and `judge.json` beside it."""
         self.policy.save(folder)
-        (Path(folder) / "judge.json").write_text(json.dumps(self._settings()), encoding="utf-8")
+        settings = {name: getattr(self, name) for name in self.kept}
+        (Path(folder) / "judge.json").write_text(json.dumps(settings), encoding="utf-8")
         return Path(folder)
 
     @classmethod
@@ -114,11 +112,11 @@ class Judge(WrittenReward):
     RewardError. With `names` None the judge writes the grade alone.
     """
 
+    kept = ("names", "grades", "max_unparsed")
+
     def __init__(self, policy: Policy, names: list[str] | None, grades: int = 5, max_unparsed: float = 0.2):
-        self.policy, self.names, self.grades, self.max_unparsed = policy, names, grades, max_unparsed
-        self.history = pd.DataFrame()
-        self.card = RewardCard(name="judge", construction_basis="data-driven", format="textual", expression="explicit",
-                               granularity="response", source="2408.11791")  # fmt: skip
+        super().__init__(policy, "judge", "2408.11791")
+        self.names, self.grades, self.max_unparsed = names, grades, max_unparsed
 
     @classmethod
     def fit(
@@ -143,33 +141,35 @@ class Judge(WrittenReward):
                    for row, said in enumerate(texts)]  # fmt: skip
         return judge.imitate(verdicts["prompt"][:], scripts, seed, **options)
 
-    def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        written, scores = self.write(prompts, completions)
+        return Judgement(scores, critiques=[self._text(notes, grade) for notes, grade in written])
+
+    def write(self, prompts: list, completions: list[str]) -> tuple[list[tuple[list[str], str]], np.ndarray]:
+        """The words of each verdict, one note a sentence and a grade ("?": no such word), and the expected grades."""
         which, back = unique_rows(prompts, completions)
         if not which:
-            return Judgement(np.zeros(0), critiques=[])
+            return [], np.zeros(0)
         asked, texts = [prompts[i] for i in which], [sentences(completions[i]) for i in which]
-        notes = self._write_notes(asked, texts, batch_size)
+        notes = self._take_notes(asked, texts)
         said = [[*(text for text, _ in _script(t, n)), "grade"] for t, n in zip(texts, notes, strict=True)]
-        steps = np.arange(1, self.grades + 1)
-        best, logits = self.next_word(asked, said, [str(grade) for grade in steps], batch_size)
-        values = softmax(logits, axis=1) @ steps
-        verdicts = [self._text(n, None if b is None else b + 1) for n, b in zip(notes, best, strict=True)]
-        good = np.array([parses(verdict) for verdict in verdicts])
-        values[~good] = (1 + self.grades) / 2
-        self._check_parsed(good[back], [verdicts[k] for k in back])
-        return Judgement(values[back], critiques=[verdicts[k] for k in back])
+        grades = [str(grade) for grade in range(1, self.grades + 1)]
+        best, logits = self.next_word(asked, said, grades)
+        scores = softmax(logits, axis=1) @ np.arange(1, self.grades + 1)
+        written = [([note or "?" for note in row], "?" if place is None else grades[place])
+                   for row, place in zip(notes, best, strict=True)]  # fmt: skip
+        good = np.array(["?" not in (*row, grade) for row, grade in written])
+        scores[~good] = (1 + self.grades) / 2
+        unparsed = float(np.mean(~good[back]))
+        if unparsed > self.max_unparsed and len(back) >= 20:
+            example = self._text(*written[np.flatnonzero(~good)[0]])
+            raise RewardError(
+                f"reward {self.card.name!r}: {unparsed:.0%} of {len(back)} verdicts do not parse, such as "
+                f"{example!r:.80}; train longer, or raise max_unparsed to give them the middle grade"
+            )
+        return [written[k] for k in back], scores[back]
 
-    def short(self, prompts: list, completions: list[str]) -> list[str]:
-        """Verdicts as they are written, notes and grade without the sentences: "fine rude grade 2"."""
-        notes = []
-        for critique, text in zip(self(prompts, completions).critiques, completions, strict=True):
-            critique, grade = re.fullmatch(r"(.*?) ?(grade \S+) of \d+ \.", critique).groups()
-            named = dict(FAULT.findall(critique))
-            places = range(1, len(sentences(text)) + 1) if self.names is not None else ()
-            notes.append(" ".join([*(named.get(str(place), FINE) for place in places), grade]))
-        return notes
-
-    def _write_notes(self, prompts: list, texts: list[list[str]], batch_size: int) -> list[list[str | None]]:
+    def _take_notes(self, prompts: list, texts: list[list[str]]) -> list[list[str | None]]:
         """One note a sentence, each after reading the text so far and the notes before; None: no known word."""
         notes: list[list[str | None]] = [[] for _ in texts]
         if self.names is None:
@@ -178,27 +178,14 @@ class Judge(WrittenReward):
         for k in range(max(map(len, texts), default=0)):
             going = [i for i, text in enumerate(texts) if len(text) > k]
             said = [[text for text, _ in _script(texts[i][: k + 1], notes[i])] for i in going]
-            best, _ = self.next_word([prompts[i] for i in going], said, words, batch_size)
+            best, _ = self.next_word([prompts[i] for i in going], said, words)
             for i, place in zip(going, best, strict=True):
                 notes[i].append(None if place is None else words[place])
         return notes
 
-    def _text(self, notes: list[str | None], grade: int | None) -> str:
-        faults = ["" if note == FINE else note or "?" for note in notes]
-        critique = "" if self.names is None else f"{write_faults(faults)} "
-        return f"{critique}grade {grade or '?'} of {self.grades} ."
-
-    def _check_parsed(self, good: np.ndarray, verdicts: list[str]) -> None:
-        unparsed = float(np.mean(~good))
-        if unparsed > self.max_unparsed and len(good) >= 20:
-            example = verdicts[int(np.flatnonzero(~good)[0])]
-            raise RewardError(
-                f"reward {self.card.name!r}: {unparsed:.0%} of {len(good)} verdicts do not parse, such as "
-                f"{example!r:.80}; train longer, or raise max_unparsed to give them the middle grade"
-            )
-
-    def _settings(self) -> dict:
-        return {"names": self.names, "grades": self.grades, "max_unparsed": self.max_unparsed}
+    def _text(self, notes: list[str], grade: str) -> str:
+        critique = "" if self.names is None else write_faults(["" if note == FINE else note for note in notes]) + " "
+        return f"{critique}grade {grade} of {self.grades} ."
 
 
 def _script(texts: list[str], notes: list[str | None], grade: str | None = None) -> list[tuple[str, bool]]:
@@ -231,12 +218,11 @@ class PairJudge(WrittenReward, PairReward):
     difference of their log-probabilities. Like judges at large (2306.05685), it may heed the order.
     """
 
+    kept = ("opponents", "both_orders", "seed")
+
     def __init__(self, policy: Policy, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0):
-        self.policy, self.alone = policy, judge
-        self.opponents, self.both_orders, self.seed = opponents, both_orders, seed
-        self.history = pd.DataFrame()
-        self.card = RewardCard(name="pair judge", construction_basis="data-driven", format="textual",
-                               expression="explicit", granularity="response", source="2410.12832")  # fmt: skip
+        super().__init__(policy, "pair judge", "2410.12832")
+        self.alone, self.opponents, self.both_orders, self.seed = judge, opponents, both_orders, seed
 
     @classmethod
     def fit(
@@ -254,8 +240,9 @@ class PairJudge(WrittenReward, PairReward):
         return pair_judge.imitate(prompts, scripts, seed, **options)
 
     def readings(self, prompts: list, first: list[str], second: list[str]) -> list[str]:
-        """What the judge reads after the prompt: its own verdicts."""
-        said = self.alone.short([*prompts, *prompts], [*first, *second])
+        """What the judge reads after the prompt: its own verdicts, notes and grade without the sentences."""
+        written, _ = self.alone.write([*prompts, *prompts], [*first, *second])
+        said = [" ".join([*notes, "grade", grade]) for notes, grade in written]
         return [f"first {a} second {b} better" for a, b in zip(said[: len(prompts)], said[len(prompts) :], strict=True)]
 
     def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
@@ -274,6 +261,3 @@ class PairJudge(WrittenReward, PairReward):
     def load(cls, folder: str | Path) -> PairJudge:
         """Read what `save` wrote."""
         return super().load(folder, judge=Judge.load(Path(folder) / "alone"))
-
-    def _settings(self) -> dict:
-        return {"opponents": self.opponents, "both_orders": self.both_orders, "seed": self.seed}
