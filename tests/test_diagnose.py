@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from scipy.sparse import csr_matrix
 
 from alignkit import intervals
 from alignkit.checkup import advice, diagnose
@@ -64,7 +65,7 @@ def planted(tmp_path_factory):
     ]
     rows += [{"prompt": "loop", "chosen": x, "rejected": y} for x, y in [(c, d), (d, e), (e, c), (c, a)]]  # 110-113
     rows += [{"prompt": "p", "chosen": None, "rejected": "r"}]  # 114
-    return check(tmp_path_factory.mktemp("planted"), rows, examples=1)
+    return check(tmp_path_factory.mktemp("planted"), rows)
 
 
 # --- planted facts ------------------------------------------------------------------------------
@@ -74,6 +75,11 @@ def test_rows_read_used_and_rejected(planted):
     rows = planted.report["rows"]
     assert (rows["read"], rows["used"], rows["rejected"]) == (114, 113, 1)
     assert rows["reasons"] == [{"reason": "chosen is null", "count": 1, "first_rows": [114]}]
+
+
+def test_of_many_bad_rows_the_first_are_named(tmp_path):
+    (reason,) = check(tmp_path, random_pairs(1) + [{"prompt": "p", "chosen": None}] * 50).report["rows"]["reasons"]
+    assert reason == {"reason": "chosen is null", "count": 50, "first_rows": [2, 3, 4, 5, 6]}
 
 
 def test_copies_and_near_copies(planted):
@@ -324,15 +330,10 @@ def test_text_common_to_all_prompts_does_not_leave_nothing_to_hold_out(tmp_path)
 
 def test_bradley_terry_ignores_which_side_comes_first():
     rng = np.random.default_rng(1)
-    difference = rng.normal(0.5, 1, size=(100, 2))
-    groups = np.arange(100)
-
-    def features(sign):
-        return lambda train, test: (sign * difference[train], sign * difference[test])
-
-    probability = out_of_fold(features(1), groups)
-    # negated features: the fitted weights are negated too, so that chosen is still preferred as often
-    assert probability == pytest.approx(out_of_fold(features(-1), groups), abs=1e-3)
+    better, worse = (csr_matrix(rng.poisson(rate, size=(100, 2)).astype(float)) for rate in ([2.0, 1.0], [1.0, 2.0]))
+    probability = out_of_fold(better, worse, np.arange(100))
+    # sides exchanged: the fitted weights are negated, so that chosen is still preferred as often
+    assert probability == pytest.approx(out_of_fold(worse, better, np.arange(100)), abs=1e-3)
     assert 0.5 < probability.mean() < 1
 
 
@@ -395,7 +396,7 @@ def without_figures(html):
     return re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
 
 
-def test_no_text_of_the_data_is_shown_unless_asked_for(tmp_path):
+def test_no_text_of_the_data_is_shown(tmp_path):
     rows = random_pairs(60) + random_pairs(10)  # copies, so that there is something to show
     rows += [{**row, "chosen": row["rejected"]} for row in random_pairs(5, seed=9)]
     diagnosis = check(tmp_path, rows)
@@ -408,33 +409,15 @@ def test_no_text_of_the_data_is_shown_unless_asked_for(tmp_path):
             for start in range(len(words) - 2):
                 piece = " ".join(words[start : start + 3])
                 assert not any(piece in place for place in shown)
-    assert diagnosis.report["examples"] == {}
-
-
-def test_examples_are_shown_when_asked_for(tmp_path, planted):
-    examples = planted.report["examples"]
-    assert [len(found) for found in examples.values()] == [1] * len(examples)
-    assert examples["contradictory"][0] == {
-        "row": 108,
-        "prompt": "both ways",
-        "chosen": "answer number a",
-        "rejected": "answer number b",
-    }
-    assert all(len(example["chosen"]) <= 120 for found in examples.values() for example in found)
-    page = planted.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "answer number a" in page
 
 
 def test_html_escapes_what_comes_from_the_data(tmp_path):
-    attack = "<script>alert(1)</script> {{ 7 * 7 }}"
-    rows = random_pairs(10) + [{"prompt": attack, "chosen": attack, "rejected": attack}] * 6
-    path = write(tmp_path / "<script>x.jsonl", rows)
-    diagnosis = diagnose(path, examples=3)
+    path = write(tmp_path / "<script>alert(1) {{ 7 * 7 }}.jsonl", [*random_pairs(10), {"prompt": "p"}])
+    diagnosis = diagnose(path)
     page = diagnosis.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
     for html in (page, diagnosis._repr_html_()):
         assert "<script" not in html
-        assert "&lt;script&gt;alert(1)&lt;/script&gt; {{ 7 * 7 }}" in html
-        assert "&lt;script&gt;x.jsonl" in html
+        assert "&lt;script&gt;alert(1) {{ 7 * 7 }}.jsonl" in html
 
 
 def test_html_is_self_contained_and_the_fragment_is_no_page(tmp_path, planted):
@@ -463,10 +446,8 @@ def test_words_of_few_answers_are_not_listed(tmp_path):
     assert "secretname" not in check(tmp_path, rows).to_json()
 
 
-def test_json_is_the_report(tmp_path, planted):
+def test_json_is_the_report(planted):
     assert json.loads(planted.to_json()) == planted.report
-    planted.to_json(tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == planted.report
 
 
 def test_summary_has_the_numbers_and_fits_a_terminal(planted):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from alignkit.checkup import findings as f
 from alignkit.checkup import invariance, judgment, sensitivity
 from alignkit.checkup.examination import Examination, Material, open_material
-from alignkit.checkup.findings import SERIOUS, WARN, Block, Example, Finding, Report, Section, concluded, cut, plain
+from alignkit.checkup.findings import SERIOUS, WARN, Example, Finding, Report, concluded, cut, plain
 from alignkit.checkup.isolation import CantGoOn, Incident, IsolatedReward, LoadFault
 from alignkit.errors import AlignkitError
 from alignkit.evaluation import perturb
@@ -278,6 +279,7 @@ class Audit(Report):
     def closing(self) -> str:
         return f"nothing found by: {', '.join(self.clean) or 'no check'}"
 
-    def sections(self) -> list[Section]:
-        rows = [(entry["name"], entry["status"], entry.get("why", "")) for entry in self.report["checks"]]
-        return [Section("Checks", [Block(header=("check", "result", ""), rows=rows)])]
+    def sections(self) -> dict[str, list]:
+        rows = {entry["name"]: (entry["status"], entry.get("why", "")) for entry in self.report["checks"]}
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["result", ""]).rename_axis("check")
+        return {**super().sections(), "Checks": [table]}

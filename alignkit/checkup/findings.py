@@ -1,6 +1,6 @@
 """What a check-up may find, how bad it is, what to do about it, and the report that holds the findings.
 
-One renderer for every report: `Report.summary` (text), `to_json`, and `render` (HTML, by report.html).
+One renderer for every report: `Report.summary` (text), `to_json`, and `Page` (HTML, by report.html).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -104,69 +104,58 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-@dataclass
-class Block:
-    """A part of a section: lines of text, a table, and a picture (with what it shows), each of them optional."""
+class Page:
+    """What is shown as HTML, by report.html: `headline`, findings, `sections`. All that comes from data is escaped."""
 
-    lead: str = ""
-    text: str = ""
-    note: str = ""
-    header: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
-    items: Sequence[tuple[str, str]] = ()
-    picture: Figure | None = None
-    shows: str = ""
+    about: Mapping[str, str] = {}
+    findings: Sequence[dict] = ()
+    counts: Mapping[str, int] = {}
 
-    @property
-    def source(self) -> str:
-        """The picture as a data URI, without the drawing library's version in it."""
-        buffer = BytesIO()
-        self.picture.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
-        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    def headline(self) -> str:
+        """What was checked, on what, in one line."""
+        raise NotImplementedError
 
+    def sections(self) -> dict[str, list]:
+        """{title: parts}: paragraphs, facts {name: text}, tables, and pictures whose label says what they show."""
+        raise NotImplementedError
 
-@dataclass
-class Section:
-    """`color`: of its upper edge, as CSS knows it."""
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained page, figures included."""
+        return write_atomic(path, self._rendered(whole_page=True))
 
-    title: str
-    blocks: Sequence[Block]
-    color: str = "#0072b2"
+    def _repr_html_(self) -> str:
+        return self._rendered(whole_page=False)
 
-
-def render(
-    title: str, about: str, sections: Sequence[Section], whole_page: bool, findings=(), counts: dict | None = None
-) -> str:
-    """A report as HTML: a page of its own, or a part of one. Everything that comes from data is escaped."""
-    environment = Environment(loader=PackageLoader("alignkit.checkup", "."), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return environment.get_template("report.html").render(
-        title=title, about=about, sections=sections, whole_page=whole_page, findings=findings, counts=counts or {},
-        example_lines=example_lines,
-    )  # fmt: skip
+    def _rendered(self, whole_page: bool) -> str:
+        environment = Environment(loader=PackageLoader("alignkit.checkup", "."), autoescape=True,
+                                  undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+        environment.globals |= {"example_lines": example_lines, "data_uri": _data_uri}
+        return environment.get_template("report.html").render(page=self, whole_page=whole_page)
 
 
-@dataclass
-class Report:
+def _data_uri(picture: Figure) -> str:
+    """Without the drawing library's version in it."""
+    buffer = BytesIO()
+    picture.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(repr=False)
+class Report(Page):
     """`report` is plain JSON data with a stable schema. Subclasses say what else is worth showing."""
 
     report: dict
-
-    #: what was checked, on what, in one line
-    def headline(self) -> str:
-        raise NotImplementedError
 
     def facts(self) -> dict[str, str]:
         """The main numbers, {name: text}."""
         return {}
 
-    def sections(self) -> list[Section]:
-        """What the HTML shows below the findings."""
-        return []
-
     def closing(self) -> str:
         """The last line of the summary."""
         return ""
+
+    def sections(self) -> dict[str, list]:
+        return {"At a glance": [self.facts(), self.closing()]}
 
     @property
     def findings(self) -> list[dict]:
@@ -174,50 +163,40 @@ class Report:
         return self.report["findings"]
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Findings by severity."""
+        return {severity: self.report["verdict"][severity] for severity in SEVERITIES}
+
+    @property
     def exit_status(self) -> int:
         """0: nothing serious; 1: serious findings."""
         return self.report["verdict"]["exit_status"]
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON text; written to `path` as well if one is given."""
-        text = json.dumps(self.report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if path is not None:
-            write_atomic(path, text)
-        return text
-
-    def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained page, figures included."""
-        return write_atomic(path, self._rendered(whole_page=True))
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def summary(self) -> str:
         """The main numbers and the findings as plain text, each with its example and what to do."""
-        lines = [f"{self.headline()}: {self._counted()}"]
-        lines += [f"  {name:<15} {text}" for name, text in self.facts().items()]
+        lines = [f"{self}"]
+        for name, text in self.facts().items():
+            lines += _wrapped(f"  {name:<15} {text}", 18)
         lines += ["", "What to do about it"] if self.findings else []
         for one in self.findings:
-            lines += _wrapped(f"  {one['severity']:<8} {one['finding']}")
+            lines += _wrapped(f"  {one['severity']:<8} {one['finding']}", 11)
             lines += [f"           {line}" for line in example_lines(one["example"])]
-            lines += _wrapped(f"           -> {one['action']}")
-        return printable("\n".join([*lines, *_wrapped(self.closing())]))
+            lines += _wrapped(f"           -> {one['action']}", 14)
+        return printable("\n".join([*lines, *_wrapped(self.closing(), 11)]))
+
+    def __str__(self) -> str:
+        return f"{self.headline()}: {', '.join(f'{count} {severity}' for severity, count in self.counts.items())}"
 
     def __repr__(self) -> str:
-        return f"<{self.headline()}: {self._counted()}>"
-
-    def _counted(self) -> str:
-        return ", ".join(f"{self.report['verdict'][severity]} {severity}" for severity in SEVERITIES)
-
-    def _repr_html_(self) -> str:
-        return self._rendered(whole_page=False)
-
-    def _rendered(self, whole_page: bool) -> str:
-        glance = Section("At a glance", [Block(rows=list(self.facts().items()), note=self.closing())])
-        counts = {severity: self.report["verdict"][severity] for severity in SEVERITIES}
-        return render(self.headline(), "", [glance, *self.sections()], whole_page, self.findings, counts)
+        return f"<{self}>"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * (14 if "->" in text[:14] else 11), drop_whitespace=True,
-                         replace_whitespace=False) if text else []  # fmt: skip
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, replace_whitespace=False)
 
 
 def example_lines(example: dict | None) -> list[str]:

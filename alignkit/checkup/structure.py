@@ -7,7 +7,6 @@ a mask of the rows concerned, so that they can be listed or dropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
@@ -23,49 +22,35 @@ NEAR = 0.8  # Jaccard similarity of the shingle sets from which two pairs count 
 CANDIDATE = 0.7  # the hash table's own threshold: lower, so that few true near duplicates slip through
 PERMUTATIONS = 128
 
-Masks = dict[str, np.ndarray]
+Masks = dict[str, pd.Series]
 
 
 def check_prompts(frame: pd.DataFrame) -> tuple[dict, Masks]:
     """Do both sides answer the same prompt? Pairwise losses such as DPO's assume it."""
-    counts = frame["prompt_match"].value_counts()
-    not_shared = frame["prompt_match"].isin([DIVERGES, DIFFERENT]).to_numpy()
-    report = {
-        "same": int(counts.get(SAME, 0)),
-        "diverge_before_last_answer": int(counts.get(DIVERGES, 0)),
-        "different": int(counts.get(DIFFERENT, 0)),
-        "not_checkable": int(counts.get(BY_COLUMN, 0)),
-        "not_shared": int(not_shared.sum()),
-    }
-    return report, {"not_shared_prompt": not_shared}
+    names = {"same": SAME, "diverge_before_last_answer": DIVERGES, "different": DIFFERENT, "not_checkable": BY_COLUMN}
+    report = {name: int(frame["prompt_match"].eq(match).sum()) for name, match in names.items()}
+    not_shared = frame["prompt_match"].isin([DIVERGES, DIFFERENT])
+    return {**report, "not_shared": int(not_shared.sum())}, {"not_shared_prompt": not_shared}
 
 
 def check_turns(frame: pd.DataFrame) -> dict:
     """How many turns the user took before the compared answers."""
-    counts = frame["turns"].value_counts().sort_index()
+    turns = frame["turns"]
     return {
-        "counts": {str(turns): int(count) for turns, count in counts.items()},
-        "mean": round(float(frame["turns"].mean()), 4),
-        "median": float(frame["turns"].median()),
-        "max": int(frame["turns"].max()),
-        "share_multi_turn": round(float((frame["turns"] > 1).mean()), 6),
+        "counts": {str(number): int(count) for number, count in turns.value_counts().sort_index().items()},
+        "mean": round(float(turns.mean()), 4),
+        "median": float(turns.median()),
+        "max": int(turns.max()),
+        "share_multi_turn": round(float((turns > 1).mean()), 6),
     }
 
 
 def check_sides(frame: pd.DataFrame) -> tuple[dict, Masks]:
     """Sides that are empty, and pairs whose sides are the same text: neither teaches a preference."""
-    empty = {name: frame[name].eq("").to_numpy() for name in ("chosen", "rejected")}
-    masks = {
-        "identical_sides": frame["chosen"].eq(frame["rejected"]).to_numpy(),
-        "empty_side": empty["chosen"] | empty["rejected"],
-    }
-    report = {
-        "identical": int(masks["identical_sides"].sum()),
-        "empty_chosen": int(empty["chosen"].sum()),
-        "empty_rejected": int(empty["rejected"].sum()),
-        "empty_prompt": int(frame["prompt"].eq("").sum()),
-    }
-    return report, masks
+    identical, empty = frame["chosen"].eq(frame["rejected"]), frame[PAIR].eq("")
+    report = {"identical": int(identical.sum())}
+    report |= {f"empty_{name}": int(empty[name].sum()) for name in ("chosen", "rejected", "prompt")}
+    return report, {"identical_sides": identical, "empty_side": empty["chosen"] | empty["rejected"]}
 
 
 # --- repetition ---------------------------------------------------------------------------------
@@ -73,15 +58,13 @@ def check_sides(frame: pd.DataFrame) -> tuple[dict, Masks]:
 
 def check_duplicates(frame: pd.DataFrame, leaders: np.ndarray) -> tuple[dict, Masks]:
     """Exact copies of pairs, prompts and answers, and near duplicates (`leaders` from `near_duplicates`)."""
-    masks = {
-        "exact_duplicates": frame.duplicated(PAIR).to_numpy(),
-        "near_duplicates": leaders != np.arange(len(frame)),
-    }
+    exact = frame.duplicated(PAIR)
+    near = ~exact & (leaders != np.arange(len(frame)))
     prompts = frame["prompt"].value_counts()
     answers = pd.concat([frame["chosen"], frame["rejected"]]).value_counts()
     report = {
-        "pairs_extra_copies": int(masks["exact_duplicates"].sum()),
-        "pairs_near_duplicates": int((masks["near_duplicates"] & ~masks["exact_duplicates"]).sum()),
+        "pairs_extra_copies": int(exact.sum()),
+        "pairs_near_duplicates": int(near.sum()),
         "near_threshold_jaccard": NEAR,
         "prompts_distinct": len(prompts),
         "prompts_repeated": int((prompts > 1).sum()),
@@ -90,8 +73,7 @@ def check_duplicates(frame: pd.DataFrame, leaders: np.ndarray) -> tuple[dict, Ma
         "answers_repeated": int((answers > 1).sum()),
         "slots_of_repeated_answers": int(answers[answers > 1].sum()),
     }
-    masks["near_duplicates"] &= ~masks["exact_duplicates"]
-    return report, masks
+    return report, {"exact_duplicates": exact, "near_duplicates": near}
 
 
 def near_duplicates(frame: pd.DataFrame, seed: int = 0) -> np.ndarray:
@@ -103,13 +85,14 @@ def near_duplicates(frame: pd.DataFrame, seed: int = 0) -> np.ndarray:
     `frame` must be in canonical order for the result not to depend on the order of rows.
     """
     table = MinHashLSH(threshold=CANDIDATE, num_perm=PERMUTATIONS)
-    blank = MinHash(num_perm=PERMUTATIONS, seed=seed + 1, hashfunc=_low_32_bits)
+    # MinHash expects hashes of 32 bits
+    blank = MinHash(num_perm=PERMUTATIONS, seed=seed + 1, hashfunc=lambda number: number & 0xFFFFFFFF)
     leaders, kept, exact = np.arange(len(frame)), {}, {}
     for position, texts in enumerate(frame[PAIR].itertuples(index=False, name=None)):
-        if texts in exact:
-            leaders[position] = leaders[exact[texts]]
+        first = exact.setdefault(texts, position)
+        if first != position:
+            leaders[position] = leaders[first]
             continue
-        exact[texts] = position
         shingles = shingle_hashes(texts)
         sketch = blank.copy()
         sketch.update_batch(shingles.tolist())
@@ -123,21 +106,13 @@ def near_duplicates(frame: pd.DataFrame, seed: int = 0) -> np.ndarray:
 
 def shingle_hashes(texts: tuple[str, ...]) -> np.ndarray:
     """Sorted 64-bit hashes of the word triples of prompt, chosen and rejected, each marked with its field."""
-    hashes = {
-        int.from_bytes(hashlib.blake2b(shingle.encode(), digest_size=8).digest())
-        for field, text in enumerate(texts)
-        for shingle in _shingles(field, text.lower().split())
-    }
+    hashes = set()
+    for field, text in enumerate(texts):
+        words = text.lower().split()
+        for start in range(max(1, len(words) - SHINGLE_WORDS + 1)):
+            shingle = f"{field} {' '.join(words[start : start + SHINGLE_WORDS])}"
+            hashes.add(int.from_bytes(hashlib.blake2b(shingle.encode(), digest_size=8).digest()))
     return np.array(sorted(hashes), dtype=np.uint64)
-
-
-def _shingles(field: int, words: list[str]) -> Iterator[str]:
-    for start in range(max(1, len(words) - SHINGLE_WORDS + 1)):
-        yield f"{field} {' '.join(words[start : start + SHINGLE_WORDS])}"
-
-
-def _low_32_bits(number: int) -> int:
-    return number & 0xFFFFFFFF  # the width MinHash expects
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -172,27 +147,20 @@ def check_consistency(frame: pd.DataFrame) -> tuple[dict, Masks]:
     A contradiction is a comparison judged both ways; a loop is a strongly connected component of the graph
     "chosen beats rejected": its answers beat each other in a circle.
     """
-    contradicted, loops, in_loop = 0, [], np.zeros(len(frame), dtype=bool)
-    both_ways = np.zeros(len(frame), dtype=bool)
-    several = frame[frame.duplicated("prompt", keep=False) & frame["chosen"].ne(frame["rejected"])]
-    for _, pairs in several.groupby("prompt", sort=True):
-        graph = nx.DiGraph(zip(pairs["chosen"], pairs["rejected"], strict=True))
-        opposite = [graph.has_edge(worse, better) for better, worse in _edges(pairs)]
-        both_ways[pairs.index] = opposite
-        contradicted += sum(graph.has_edge(worse, better) for better, worse in graph.edges) // 2
-        looped = [part for part in nx.strongly_connected_components(graph) if len(part) > 1]
-        loops += [len(part) for part in looped]
-        in_loop[pairs.index] = [any({*edge} <= part for part in looped) for edge in _edges(pairs)]
+    answers = [list(zip(frame["prompt"], frame[side], strict=True)) for side in ("chosen", "rejected")]
+    edges = [(better, worse) for better, worse in zip(*answers, strict=True)]
+    graph = nx.DiGraph(edge for edge in edges if edge[0] != edge[1])
+    loops = [part for part in nx.strongly_connected_components(graph) if len(part) > 1]
+    loop_of = {answer: number for number, part in enumerate(loops) for answer in part}
+    both_ways = [better != worse and graph.has_edge(worse, better) for better, worse in edges]
+    in_loop = [better != worse and loop_of.get(better, -1) == loop_of.get(worse, -2) for better, worse in edges]
+    masks = {"contradictory": pd.Series(both_ways, dtype=bool), "in_loop": pd.Series(in_loop, dtype=bool)}
     report = {
-        "contradictory_comparisons": int(contradicted),
-        "pairs_in_contradictions": int(both_ways.sum()),
+        "contradictory_comparisons": sum(graph.has_edge(worse, better) for better, worse in graph.edges) // 2,
+        "pairs_in_contradictions": sum(both_ways),
         "loops": len(loops),
-        "loops_of_three_or_more": sum(size > 2 for size in loops),
-        "largest_loop": max(loops, default=0),
-        "pairs_in_loops": int(in_loop.sum()),
+        "loops_of_three_or_more": sum(len(part) > 2 for part in loops),
+        "largest_loop": max(map(len, loops), default=0),
+        "pairs_in_loops": sum(in_loop),
     }
-    return report, {"contradictory": both_ways, "in_loop": in_loop}
-
-
-def _edges(pairs: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(pairs["chosen"], pairs["rejected"], strict=True))
+    return report, masks

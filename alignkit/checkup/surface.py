@@ -17,6 +17,7 @@ LONGEST_WORD = 30  # characters; longer tokens are links or keys, not words
 FEWEST_ANSWERS = 5  # a listed word occurs in at least as many answers: no single person's name or number
 TOP_WORDS = 15
 PRIOR_WORDS = 1000.0  # weight of the prior, in words; larger shrinks rare words more
+BINS = 41
 
 FORMATS = {
     "list": r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+\S",
@@ -32,9 +33,6 @@ FORMATS = {
 }
 
 
-# --- length -------------------------------------------------------------------------------------
-
-
 def word_counts(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Length of chosen and rejected in words (runs of characters between white space)."""
     chosen, rejected = (frame[side].map(lambda text: len(text.split())) for side in ("chosen", "rejected"))
@@ -42,10 +40,15 @@ def word_counts(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_length(frame: pd.DataFrame, groups: np.ndarray, seed: int) -> dict:
-    """How often and by how much the chosen side is the longer one, in words."""
+    """How often and by how much the chosen side is the longer one, in words.
+
+    The histogram of the difference is symmetric about 0; the 2% farthest out join its outer bins.
+    """
     chosen, rejected = word_counts(frame)
     difference = chosen - rejected
     longer, shorter = int((difference > 0).sum()), int((difference < 0).sum())
+    reach = max(10.0, float(np.quantile(np.abs(difference), 0.98)))
+    counts, edges = np.histogram(np.clip(difference, -reach, reach), np.linspace(-reach, reach, BINS + 1))
     return {
         "longer": longer,
         "shorter": shorter,
@@ -56,19 +59,8 @@ def check_length(frame: pd.DataFrame, groups: np.ndarray, seed: int) -> dict:
         "median_difference_words": float(np.median(difference)),
         "mean_words_chosen": round(float(chosen.mean()), 4),
         "mean_words_rejected": round(float(rejected.mean()), 4),
-        "histogram": _histogram(difference),
+        "histogram": {"edges": [round(edge, 4) for edge in edges.tolist()], "counts": counts.tolist()},
     }
-
-
-def _histogram(difference: np.ndarray, bins: int = 41) -> dict:
-    """Counts of the length difference, symmetric about 0; the 2% farthest out join the outer bins."""
-    reach = max(10.0, float(np.quantile(np.abs(difference), 0.98)))
-    edges = np.linspace(-reach, reach, bins + 1)
-    counts, _ = np.histogram(np.clip(difference, -reach, reach), edges)
-    return {"edges": [round(edge, 4) for edge in edges.tolist()], "counts": counts.tolist()}
-
-
-# --- position -----------------------------------------------------------------------------------
 
 
 def check_position(frame: pd.DataFrame) -> dict:
@@ -95,41 +87,32 @@ def chosen_was_first(column: str, values: pd.Series) -> np.ndarray | None:
     else:
         codes = [({"first", "a", "left"}, {"second", "b", "right"})]
         codes += [({"0"}, {"1"})] if "0" in found else [({"1"}, {"2"})] if "2" in found else []
-    for first, second in codes:
-        if found <= first | second:
-            return values.isin(first).to_numpy()
-    return None
-
-
-# --- format -------------------------------------------------------------------------------------
+    return next((values.isin(first).to_numpy() for first, second in codes if found <= first | second), None)
 
 
 def check_format(frame: pd.DataFrame, groups: np.ndarray, seed: int) -> list[dict]:
     """Share of answers with each format mark among chosen and rejected, and the paired difference."""
-    return [_format_row(name, pattern, frame, groups, seed) for name, pattern in FORMATS.items()]
+    rows, n = [], len(frame)
+    sides = [frame[side].map(_plain) for side in ("chosen", "rejected")]
+    for name, pattern in FORMATS.items():
+        has_mark = re.compile(pattern, re.MULTILINE | re.IGNORECASE).search
+        chosen, rejected = (np.array([has_mark(text) is not None for text in side], dtype=int) for side in sides)
+        difference = chosen - rejected
+        interval = cluster_bootstrap(difference, groups, generator(seed, f"format {name}"))
+        rows.append({
+            "name": name,
+            "chosen": wilson(chosen.sum(), n),
+            "rejected": wilson(rejected.sum(), n),
+            "difference": interval,
+            "chosen_when_only_one_has_it": wilson((difference > 0).sum(), (difference != 0).sum()),
+            "clear": clear_of(interval, 0.0),
+        })  # fmt: skip
+    return rows
 
 
-def _format_row(name: str, pattern: str, frame: pd.DataFrame, groups: np.ndarray, seed: int) -> dict:
-    mark = re.compile(pattern, re.MULTILINE | re.IGNORECASE)
-    chosen, rejected = (has_mark(frame[side], mark) for side in ("chosen", "rejected"))
-    difference = chosen.astype(int) - rejected.astype(int)
-    interval = cluster_bootstrap(difference, groups, generator(seed, f"format {name}"))
-    return {
-        "name": name,
-        "chosen": wilson(int(chosen.sum()), len(frame)),
-        "rejected": wilson(int(rejected.sum()), len(frame)),
-        "difference": interval,
-        "chosen_when_only_one_has_it": wilson(int((difference > 0).sum()), int((difference != 0).sum())),
-        "clear": clear_of(interval, 0.0),
-    }
-
-
-def has_mark(texts: pd.Series, mark: re.Pattern) -> np.ndarray:
-    """True where the pattern occurs; typographic apostrophes count as plain ones."""
-    return texts.map(lambda text: mark.search(_plain(text)) is not None).to_numpy(dtype=bool)
-
-
-# --- words --------------------------------------------------------------------------------------
+def _plain(text: str) -> str:
+    """In small letters, typographic apostrophes as plain ones."""
+    return text.lower().replace("\u2019", "'")
 
 
 def count_words(frame: pd.DataFrame) -> tuple[csr_matrix, csr_matrix, np.ndarray] | None:
@@ -142,10 +125,6 @@ def count_words(frame: pd.DataFrame) -> tuple[csr_matrix, csr_matrix, np.ndarray
     return counts[: len(frame)], counts[len(frame) :], counter.get_feature_names_out()
 
 
-def _plain(text: str) -> str:
-    return text.lower().replace("\u2019", "'")
-
-
 def check_words(chosen: csr_matrix, rejected: csr_matrix, words: np.ndarray) -> dict:
     """The words that most set chosen from rejected answers apart, by z-score of the log-odds ratio.
 
@@ -156,16 +135,12 @@ def check_words(chosen: csr_matrix, rejected: csr_matrix, words: np.ndarray) -> 
     short = np.char.str_len(words.astype(str)) <= LONGEST_WORD
     listed = np.flatnonzero((in_chosen + in_rejected >= FEWEST_ANSWERS) & short)
     order = listed[np.argsort(-z[listed], kind="stable")]
+    toward, away = order[z[order] > 0], order[::-1][z[order[::-1]] < 0]
 
     def entries(positions: np.ndarray) -> list[dict]:
-        columns = zip(words[positions], z[positions], in_chosen[positions], in_rejected[positions], strict=True)
-        return [
-            {"word": str(word), "z": round(float(score), 4), "chosen": int(more), "rejected": int(less)}
-            for word, score, more, less in columns
-        ]
+        return [{"word": str(words[i]), "z": round(float(z[i]), 4), "chosen": int(in_chosen[i]),
+                 "rejected": int(in_rejected[i])} for i in positions[:TOP_WORDS]]  # fmt: skip
 
-    toward = [i for i in order if z[i] > 0][:TOP_WORDS]
-    away = [i for i in order[::-1] if z[i] < 0][:TOP_WORDS]
     return {"counted": "answers containing the word", "chosen": entries(toward), "rejected": entries(away)}
 
 
