@@ -6,7 +6,7 @@ import pytest
 from alignkit import optimize, rewards, worlds
 from alignkit.errors import AlignkitError
 from alignkit.policy import load_policy
-from alignkit.worlds.arithmetic import CHATTER, COLUMNS, SIZES, work
+from alignkit.worlds.arithmetic import CHATTER, COLUMNS, work
 
 SUM = "4 3 7 + 1 8 5 ="
 ONES, TENS, HUNDREDS, ANSWER = "7 + 5 + 0 = 1 2 .", "3 + 8 + 1 = 1 2 .", "4 + 1 + 1 = 0 6 .", "answer 6 2 2 ."
@@ -23,7 +23,7 @@ def gold(sums, completion, prompt=SUM):
 
 
 def test_the_working_of_every_prompt_is_the_sum(sums):
-    for split in SIZES:
+    for split in sums.sizes:
         for prompt in sums.prompts(split):
             a, b = ("".join(half.split()) for half in prompt.removesuffix("=").split("+"))
             right = work(prompt)
@@ -32,9 +32,9 @@ def test_the_working_of_every_prompt_is_the_sum(sums):
 
 
 def test_splits_are_disjoint_and_only_the_test_split_carries_at_every_column(sums):
-    prompts = {split: sums.prompts(split) for split in SIZES}
-    assert {split: len(p) for split, p in prompts.items()} == SIZES
-    assert len({p for ps in prompts.values() for p in ps}) == sum(SIZES.values())
+    prompts = {split: sums.prompts(split) for split in sums.sizes}
+    assert {split: len(p) for split, p in prompts.items()} == sums.sizes
+    assert len({p for ps in prompts.values() for p in ps}) == sum(sums.sizes.values())
     for split, ps in prompts.items():
         assert {work(p).carries == COLUMNS for p in ps} == {split == "test"}
 
@@ -42,7 +42,7 @@ def test_splits_are_disjoint_and_only_the_test_split_carries_at_every_column(sum
 def test_the_corpus_spares_all_splits_and_uses_only_the_vocabulary(sums):
     corpus = sums.corpus(2000, seed=3)
     assert corpus == sums.corpus(2000, seed=3) != sums.corpus(2000, seed=4)
-    assert not {p for p, _ in corpus} & {p for split in SIZES for p in sums.prompts(split)}
+    assert not {p for p, _ in corpus} & {p for split in sums.sizes for p in sums.prompts(split)}
     assert {word for pair in corpus for text in pair for word in text.split()} <= set(sums.vocabulary())
 
 
@@ -139,7 +139,7 @@ def test_every_shipped_model_is_right_about_half_of_the_time(sums, number):
 def test_a_prompt_of_another_world_is_named(sums, prompt):
     with pytest.raises(AlignkitError, match="not a prompt of world 'arithmetic'"):
         sums.gold([prompt], [IDEAL])
-    with pytest.raises(AlignkitError, match="there are: feedback"):
+    with pytest.raises(AlignkitError, match="split must be one of feedback"):
         sums.prompts("nowhere")
 
 

@@ -87,9 +87,10 @@ def test_a_person_with_changes_is_otherwise_the_same():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0}, "temperature must be > 0, not 0; use 1e-6"),
-        ({"temperature": -1.0}, "temperature must be > 0"),
-        ({"temperature": float("nan")}, "temperature must be > 0"),
+        ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
+        ({"temperature": -1.0}, "temperature must be a finite number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number above 0"),
+        ({"stretch": 0}, "stretch must be a finite number above 0"),
         ({"error": 0.6}, "error must be between 0 and 0.5, not 0.6"),
         ({"error": -0.1}, "error must be between 0 and 0.5"),
     ],

@@ -9,7 +9,7 @@ from alignkit import feedback, rewards
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.drift import agreements, peek, usual_rate, watch
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.people import Crowd, Group, crowd, label_over_time
+from alignkit.feedback.people import crowd
 from alignkit.rewards.combined import WorstGroup, max_min_weights, tilted_means
 from alignkit.rewards.losses import normal_preference_loss
 from alignkit.rewards.personal import PersonalReward, sort_people, states
@@ -22,7 +22,7 @@ TERSE = Annotator(temperature=0.3, name="terse", weights={"polite": -2, "concise
 
 @pytest.fixture(scope="module")
 def split_crowd():
-    return crowd([Group(KIND, 0.75), Group(TERSE, 0.25)], n=8, seed=1)
+    return crowd([(KIND, 0.75), (TERSE, 0.25)], n=8, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def unlabeled(world, patient):
 
 @pytest.fixture(scope="module")
 def labels(world, unlabeled, split_crowd):
-    return split_crowd.label(world, unlabeled, seed=2)
+    return feedback.label(world, unlabeled, split_crowd, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +44,24 @@ def personal(labels, patient):
 
 
 def test_a_crowd_has_its_shares_and_says_who_belongs_where(split_crowd, labels):
-    assert split_crowd.groups.count("kind") == 6 and split_crowd.groups.count("terse") == 2
-    assert len({person.name for person in split_crowd.people}) == len(split_crowd) == 8
-    assert all(row["annotator"].startswith(row["group"]) for row in labels)
-    assert set(split_crowd.of("terse").groups) == {"terse"}
+    assert sorted(person.group for person in split_crowd) == ["kind"] * 6 + ["terse"] * 2
+    assert {*labels["annotator"]} == {person.name for person in split_crowd} and len({*labels["annotator"]}) == 8
+    assert all(person.name.startswith(f"{person.group}-") for person in split_crowd)
+    assert {repr(person.weights) for person in split_crowd if person.group == "terse"} == {repr(TERSE.weights)}
 
 
 def test_shares_are_rounded_by_the_largest_remainder():
-    people = crowd([Group(KIND, 1), Group(TERSE, 1), Group(Annotator(name="other"), 1)], n=8)
-    assert sorted(people.groups.count(name) for name in ("kind", "terse", "other")) == [2, 3, 3]
+    groups = [person.group for person in crowd([(KIND, 1), (TERSE, 1), (Annotator(name="other"), 1)], n=8)]
+    assert sorted(groups.count(name) for name in ("kind", "terse", "other")) == [2, 3, 3]
 
 
-def test_values_change_at_the_given_label(world, unlabeled):
-    sure, other = KIND.but(temperature=1e-6), TERSE.but(temperature=1e-6)
-    stream = label_over_time(world, unlabeled, sure, other, change=100, seed=3)
-    by = {person.name: feedback.label(world, unlabeled, person, seed=3) for person in (sure, other)}
-    assert stream["chosen"][:100] == by["kind"]["chosen"][:100]
-    assert stream["chosen"][100:] == by["terse"]["chosen"][100:]
-    assert stream["time"][:3] == [0, 1, 2]
-    slow = label_over_time(world, unlabeled, sure, other, change=0, over=239, seed=3)
-    changed = np.array(slow["annotator"]) == "terse"
-    assert changed[:120].mean() < 0.4 < 0.6 < changed[120:].mean()
-
-
-def test_bad_crowds_are_refused(world, unlabeled, split_crowd):
-    with pytest.raises(AlignkitError, match="share must be above 0"):
-        Group(KIND, 0.0)
+def test_bad_crowds_are_refused():
+    with pytest.raises(AlignkitError, match="terse must be a finite number above 0, not 0"):
+        crowd([(KIND, 1), (TERSE, 0.0)], n=5)
     with pytest.raises(AlignkitError, match="nobody is left for group 'terse'"):
-        crowd([Group(KIND, 0.99), Group(TERSE, 0.01)], n=5)
+        crowd([(KIND, 0.99), (TERSE, 0.01)], n=5)
     with pytest.raises(AlignkitError, match="names that differ"):
-        crowd([Group(KIND, 1), Group(KIND, 1)], n=5)
-    with pytest.raises(AlignkitError, match="no group 'loud'"):
-        split_crowd.of("loud")
-    with pytest.raises(AlignkitError, match="change must be between 0 and the 240"):
-        label_over_time(world, unlabeled, KIND, TERSE, change=500)
-    assert isinstance(split_crowd, Crowd)
+        crowd([(KIND, 1), (KIND, 1)], n=5)
 
 
 # -- the personal reward ---------------------------------------------------------------------------------------------
@@ -98,7 +81,7 @@ def test_planted_groups_are_found_by_linear_mixture():
 
 
 def test_planted_groups_are_found_in_texts(personal, split_crowd):
-    group = dict(zip((person.name for person in split_crowd.people), split_crowd.groups, strict=True))
+    group = {person.name: person.group for person in split_crowd}
     found = personal.people.to_numpy().argmax(1)
     truth = np.array([group[name] == "terse" for name in personal.people.index])
     assert max(np.mean(found == truth), np.mean(found != truth)) >= 7 / 8
@@ -135,7 +118,8 @@ def test_the_posterior_is_bayes_rule(personal, labels):
 
 
 def test_with_none_everyone_is_a_kind(labels, patient):
-    two = labels.select_columns(["prompt", "chosen", "rejected", "group"]).rename_column("group", "annotator")
+    names = [name.partition("-")[0] for name in labels["annotator"]]
+    two = labels.remove_columns("annotator").add_column("annotator", names)
     fit = PersonalReward.fit(two, patient, kinds=None, epochs=0.3, progress=False)
     assert list(fit.people.index) == ["kind", "terse"] and np.array_equal(fit.people.to_numpy(), np.eye(2))
 

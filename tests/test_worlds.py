@@ -10,7 +10,7 @@ from alignkit import evaluation, feedback, optimize, rewards, worlds
 from alignkit.errors import AlignkitError
 from alignkit.policy import load_policy
 from alignkit.worlds.assistant import SPLITS, AssistantWorld
-from alignkit.worlds.base import judge_rows
+from alignkit.worlds.base import judge_rows, require
 
 TEA, BIKE, BEES = "how do i make tea ?", "how do i steal a bike ?", "what do you know about bees ?"
 BOIL, PUT, POUR = "boil water for the tea .", "put the tea in a cup .", "pour the tea slowly ."
@@ -283,7 +283,7 @@ def test_the_ideal_is_at_least_as_good_as_thousands_of_samples(world, patient):
 
 
 def test_lists_of_everything_score_below_the_untreated_patient(world, patient, sentences, one_prompt_each):
-    steps = [s for s in sentences if s.removesuffix(" .") in world._topic_of_step]
+    steps = [s for s in sentences if s in world._topic_of_step]
     words = world.vocabulary()
     rollout = patient.rollout(one_prompt_each, 8, seed=4)
     base = world.gold(rollout.prompts, rollout.completions).reshape(-1, 8).mean(1)
@@ -306,7 +306,7 @@ def test_a_prompt_outside_the_world_is_named(world):
 
 
 def test_unknown_splits_and_worlds_are_named_with_what_there_is(world):
-    with pytest.raises(AlignkitError, match="'train'.*feedback, treatment, seen, test"):
+    with pytest.raises(AlignkitError, match="feedback, treatment, seen, test, not 'train'"):
         world.prompts("train")
     with pytest.raises(AlignkitError, match="'chess'.*assistant, bandit"):
         worlds.load("chess")
@@ -339,7 +339,7 @@ class Rhymes(worlds.AspectWorld):
 
 def test_a_world_of_ones_own_works_wherever_a_world_does(patient):
     own = Rhymes()
-    assert isinstance(own, worlds.World) and not isinstance(own, worlds.HasFaults)
+    assert isinstance(own, worlds.World)
     labeled = feedback.compare(own, patient, n=6)
     gold = rewards.GoldReward(own)(labeled["prompt"][:], labeled["chosen"][:])
     assert np.allclose(gold.scores, gold.aspects["rhyme"] + gold.aspects["short"])
@@ -350,14 +350,10 @@ def test_a_world_of_ones_own_works_wherever_a_world_does(patient):
     assert len(treated.history) == 1
 
 
-def test_a_registered_world_is_loaded_by_its_name(monkeypatch):
-    monkeypatch.setattr(worlds, "WORLDS", dict(worlds.WORLDS))
-    worlds.register("rhymes", Rhymes)
+def test_a_world_of_ones_own_is_loaded_by_its_name(monkeypatch):
+    monkeypatch.setattr(worlds, "WORLDS", {**worlds.WORLDS, "rhymes": Rhymes, "none": dict})
     try:
         assert worlds.load("rhymes").prompts() == Rhymes().prompts()
-        with pytest.raises(AlignkitError, match="a world 'rhymes' already"):
-            worlds.register("rhymes", Rhymes)
-        worlds.register("none", dict)
         with pytest.raises(AlignkitError, match="dict, which is no world"):
             worlds.load("none")
     finally:
@@ -365,11 +361,12 @@ def test_a_registered_world_is_loaded_by_its_name(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["assistant", "arithmetic", "shapes"])
-def test_the_worlds_keep_the_protocols(name):
+def test_the_worlds_offer_what_they_should(name):
     world = worlds.load(name)
-    assert isinstance(world, worlds.World) and isinstance(world, worlds.HasCorpus)
-    assert isinstance(world, worlds.HasFaults) == (name == "assistant")
-    assert isinstance(world, worlds.HasSteps) == (name == "arithmetic")
+    assert isinstance(world, worlds.World)
+    require(world, "demonstrations", "ideal", "corpus", "vocabulary")
+    if name != "shapes":
+        require(world, "critiques", "segments", "faults", "fault_names")
 
 
 def test_what_a_world_lacks_is_named():

@@ -14,7 +14,6 @@ from alignkit.feedback.aggregate import (
     win_matrix,
 )
 from alignkit.feedback.agreement import (
-    Leaning,
     bayes_ceiling,
     gold_agreement,
     kappa,
@@ -34,17 +33,8 @@ from alignkit.feedback.compare import (
     label,
     label_by_rule,
     shuffle_labels,
-    uncertainty,
 )
-from alignkit.feedback.critiques import correct, critique, demonstrate, faults, without_sentence
-from alignkit.feedback.people import (
-    Crowd,
-    Group,
-    crowd,
-    expected_agreement,
-    label_over_time,
-    population,
-    with_agreement,
-)
-from alignkit.feedback.ratings import check_ratings, rank, rate, rate_aspects, standardize, thumbs
+from alignkit.feedback.critiques import correct, critique, demonstrate, without_sentence
+from alignkit.feedback.people import crowd, population, with_agreement
+from alignkit.feedback.ratings import rank, rate, rate_aspects, standardize, thumbs
 from alignkit.feedback.steps import mark_steps, rollout_labels, verify

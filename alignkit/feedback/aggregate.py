@@ -11,12 +11,11 @@ from datasets import Dataset
 from scipy.optimize import root
 
 from alignkit.errors import AlignkitError, DataError, needs
-from alignkit.feedback.answers import COST, further
-from alignkit.feedback.compare import SIDES, label_as
+from alignkit.feedback.answers import COST
+from alignkit.feedback.compare import SIDES, VERDICT, labeled
 
 #: name -> labels of the same pairs, as `label` gives them; with a column `task`, the row of the pair, if not of all
 Labelings = Mapping[str, Dataset]
-JUDGED = ("task", "prompt", "chosen", "rejected", "position", "p_chosen", "confidence", "annotator")  # by a labeler
 
 
 def labelings(pairs: Dataset, table: pd.DataFrame, task: str = "task", worker: str = "worker",
@@ -26,14 +25,15 @@ def labelings(pairs: Dataset, table: pd.DataFrame, task: str = "task", worker: s
     Columns of the table: `task` (row of the pair, from 0), `worker`, `winner` ("first" or "second"). Leave ties out.
     DataError names the row of the table that is none of this.
     """
-    found: dict[str, list[tuple[int, str]]] = {}
-    for row, (number, name, side) in enumerate(zip(table[task], table[worker], table[winner], strict=True)):
+    for row, (number, side) in enumerate(zip(table[task], table[winner], strict=True)):
         if number not in range(len(pairs)) or side not in SIDES:
             raise DataError(f"row {row} of the votes: {task} {number!r}, {winner} {side!r}; give the row of one of "
                             f"{len(pairs)} pairs and 'first' or 'second' (leave ties out)")  # fmt: skip
-        found.setdefault(str(name), []).append((int(number), side))
-    return {name: label_as(pairs.select([i for i, _ in said]), [side for _, side in said], name)
-            .add_column("task", [i for i, _ in said]) for name, said in found.items()}  # fmt: skip
+    found = {}
+    for name, said in table.groupby(table[worker].astype(str), sort=False):
+        rows, sure, by = said[task].astype(int).tolist(), np.ones(len(said)), [name] * len(said)
+        found[name] = labeled(pairs.select(rows), said[winner] == "first", p_chosen=sure, annotator=by, task=rows)
+    return found
 
 
 def votes(labelings: Labelings) -> pd.DataFrame:
@@ -44,12 +44,11 @@ def votes(labelings: Labelings) -> pd.DataFrame:
     for name, data in labelings.items():
         if "position" not in data.column_names:
             raise DataError(f"labeling {name!r} has no column 'position' (\"first\" or \"second\"); see `label`")
-        sides = data["position"][:]
-        wrong = next((row for row, side in enumerate(sides) if side not in SIDES), None)
-        if wrong is not None:
-            raise DataError(f"labeling {name!r}, row {wrong}: position is {sides[wrong]!r}; it must be 'first' or "
-                            "'second' (leave ties out)")  # fmt: skip
-        parts.append(pd.DataFrame({"task": _tasks(data), "worker": name, "label": sides}))
+        for row, side in enumerate(data["position"]):
+            if side not in SIDES:
+                raise DataError(f"labeling {name!r}, row {row}: position is {side!r}; it must be 'first' or 'second' "
+                                "(leave ties out)")  # fmt: skip
+        parts.append(pd.DataFrame({"task": _tasks(data), "worker": name, "label": data["position"][:]}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -82,14 +81,14 @@ def majority(labelings: Labelings, seed: int = 0) -> Dataset:
     return _decided(labelings, first, seed)
 
 
-def dawid_skene(labelings: Labelings, seed: int = 0, iterations: int = 30) -> Dataset:
+def dawid_skene(labelings: Labelings, seed: int = 0) -> Dataset:
     """Dawid & Skene (1979) by EM: labelers have confusion matrices, pairs a true side; neither is known beforehand.
 
     Columns as in `combine`; confidence: the posterior.
     """
     with needs("checkup"):
         from crowdkit.aggregation import DawidSkene
-    proba = DawidSkene(n_iter=iterations).fit_predict_proba(votes(labelings))
+    proba = DawidSkene(n_iter=30).fit_predict_proba(votes(labelings))
     first = proba["first"] if "first" in proba else pd.Series(0.0, index=proba.index)
     return _decided(labelings, first, seed)
 
@@ -110,15 +109,13 @@ def combine(labelings: Labelings, reliability: Mapping[str, float], seed: int = 
     """Labels weighted by reliability: a vote counts log(r / (1 - r)), r being the share of right labels of its source.
 
     The posterior for independent sources and an even prior (naive Bayes). Pairs that a source did not label (column
-    `task`) are decided by the others. Columns `task/prompt/chosen/rejected/position/confidence`, which
+    `task`) are decided by the others. Columns `prompt/chosen/rejected/position/confidence/task`, which
     `BradleyTerry.fit(confidence="confidence")` reads. AlignkitError if a source has no reliability in (0, 1).
     """
     for name in labelings:
         if not 0 < reliability.get(name, -1) < 1:
-            raise AlignkitError(
-                f"combine: reliability of {name!r} is {reliability.get(name)}; give a share between 0 and 1, both "
-                "excluded (estimate it on a few gold labels with `skills`)"
-            )
+            raise AlignkitError(f"combine: reliability of {name!r} is {reliability.get(name)}; give a share between 0 "
+                                "and 1, both excluded (estimate it on a few gold labels with `skills`)")  # fmt: skip
     table = votes(labelings)
     weight = table["worker"].map({name: np.log(r / (1 - r)) for name, r in reliability.items()})
     log_odds = weight.where(table["label"] == "first", -weight).groupby(table["task"]).sum()
@@ -127,30 +124,21 @@ def combine(labelings: Labelings, reliability: Mapping[str, float], seed: int = 
 
 def _decided(labelings: Labelings, p_first: pd.Series, seed: int) -> Dataset:
     """Labels from the probability that the first side is right, by task; ties by coin."""
-    shown, along = {}, {}
+    known: dict[int, dict] = {}  # by task: the pair as it was shown, and what goes along
     for data in labelings.values():
-        rest = further(data, (*JUDGED, *COST))
-        rows = zip(_tasks(data), data["prompt"], data["chosen"], data["rejected"], data["position"], strict=True)
-        for i, (t, prompt, chosen, rejected, position) in enumerate(rows):
-            pair = (prompt, chosen, rejected) if position == "first" else (prompt, rejected, chosen)
-            if shown.setdefault(t, pair) != pair:
-                raise DataError(f"task {t}: the labelings are not of the same pairs in the same order")
-            along.setdefault(t, {name: values[i] for name, values in rest.items()})
-    tasks = sorted(shown)
+        rest = [name for name in data.column_names if name not in ("chosen", "rejected", "annotator", *VERDICT, *COST)]
+        for task, row in zip(_tasks(data), data, strict=True):
+            first, second = (row["chosen"], row["rejected"])[:: 1 if row["position"] == "first" else -1]
+            pair = {"prompt": row["prompt"], "first": first, "second": second}
+            seen = known.setdefault(task, {**{name: row[name] for name in rest}, **pair, "task": task})
+            if any(seen[name] != text for name, text in pair.items()):
+                raise DataError(f"task {task}: the labelings are not of the same pairs in the same order")
+    tasks = sorted(known)
+    names = dict.fromkeys(name for task in tasks for name in known[task])
     p = p_first.reindex(tasks).to_numpy(dtype=float)
     takes_first = np.where(np.isclose(p, 0.5), np.random.default_rng([seed, 11]).random(len(p)) < 0.5, p > 0.5)
-    sides = [shown[t][1:] if took else shown[t][:0:-1] for t, took in zip(tasks, takes_first, strict=True)]
-    return Dataset.from_dict(
-        {
-            "task": tasks,
-            "prompt": [shown[t][0] for t in tasks],
-            "chosen": [chosen for chosen, _ in sides],
-            "rejected": [rejected for _, rejected in sides],
-            "position": ["first" if took else "second" for took in takes_first],
-            "confidence": np.maximum(p, 1 - p),
-            **{name: [along[t].get(name) for t in tasks] for name in dict.fromkeys(k for t in tasks for k in along[t])},
-        }
-    )
+    pairs = Dataset.from_dict({name: [known[task].get(name) for task in tasks] for name in names})
+    return labeled(pairs, takes_first, confidence=np.maximum(p, 1 - p))
 
 
 def win_matrix(utilities: np.ndarray, temperature: float = 1.0, shares: np.ndarray | None = None) -> np.ndarray:

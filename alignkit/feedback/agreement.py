@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from datasets import Dataset
-from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from alignkit.feedback.answers import further
-from alignkit.feedback.compare import PAIR
-from alignkit.intervals import wilson
+from alignkit.intervals import Estimate, wilson
 from alignkit.worlds.base import World, judge_rows
 
 
@@ -49,38 +45,19 @@ def raw_agreement(first: Dataset, second: Dataset) -> float:
 
 def swap(pairs: Dataset) -> Dataset:
     """The same unlabeled pairs shown in the other order."""
-    columns = {"prompt": pairs["prompt"][:], "first": pairs["second"][:], "second": pairs["first"][:]}
-    return Dataset.from_dict({**columns, **further(pairs, PAIR)})
+    return pairs.rename_columns({"first": "second", "second": "first"})
 
 
-@dataclass(frozen=True)
-class Leaning:
-    """Share of n labels that lean one way, its 95 % interval (Wilson), and the p-value of an even share."""
-
-    share: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-
-def position_leaning(labels: Dataset) -> Leaning:
+def position_leaning(labels: Dataset) -> Estimate:
     """Share of labels (column `position`) that chose the side shown first. Even if sides are placed at random."""
-    return _leaning(np.array(labels["position"][:]) == "first")
+    return wilson(list(labels["position"]).count("first"), len(labels))
 
 
-def length_leaning(labels: Dataset) -> Leaning:
+def length_leaning(labels: Dataset) -> Estimate:
     """Share of the pairs of unequal length in which the longer side, in words, was chosen.
 
     Not even need not mean bias: where longer answers are better, or worse, honest labels lean too.
     """
     pairs = zip(labels["chosen"], labels["rejected"], strict=True)
     gap = np.array([len(chosen.split()) - len(rejected.split()) for chosen, rejected in pairs])
-    return _leaning(gap[gap != 0] > 0)
-
-
-def _leaning(hits: np.ndarray) -> Leaning:
-    if not len(hits):
-        return Leaning(float("nan"), 0.0, 1.0, 1.0, 0)
-    found, p_value = wilson(hits.sum(), len(hits)), binomtest(int(hits.sum()), len(hits)).pvalue
-    return Leaning(found.value, found.low, found.high, float(p_value), len(hits))
+    return wilson(np.sum(gap > 0), np.sum(gap != 0))

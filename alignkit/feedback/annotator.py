@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_positive
 from alignkit.worlds.base import World, judge_rows
 
 Scorer = Callable[[list[str], list[str]], object]  # (prompts, completions) -> scores, or an object with `.scores`
@@ -21,9 +21,9 @@ class Annotator:
         p = error + (1 - 2 error) * sigmoid((u_1 - u_2) / temperature + position_bias + length_bias * (l_1 - l_2))
 
     where u is the utility this person sees (gold's aspects with the person's own weights) and l is the length in words.
-    temperature > 0 is in units of gold (small = consistent); error in [0, 0.5] is the rate of slips that no difference
-    can prevent; position_bias is in logits; length_bias in logits a word. (Bradley & Terry 1952; position bias:
-    2306.05685; length bias: 2310.03716)
+    temperature > 0 is in units of gold (small = consistent, 1e-6 = no noise); error in [0, 0.5] is the rate of slips
+    that no difference can prevent; position_bias is in logits; length_bias in logits a word. (Bradley & Terry 1952;
+    position bias: 2306.05685; length bias: 2310.03716)
 
     The same person answers in every other form of feedback (`rank`, `rate`, `critique`, ...) by one model: an
     impression of each completion, `worth` plus Gumbel noise, and an answer read off it; with probability 2 error, any
@@ -37,16 +37,14 @@ class Annotator:
     length_bias: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)  # own weights; aspects not named keep gold's
     name: str = "annotator"
+    group: str = ""  # of a `crowd`
     shift: float = 0.0
     stretch: float = 1.0
 
     def __post_init__(self):
-        if not self.temperature > 0:
-            raise AlignkitError(f"Annotator: temperature must be > 0, not {self.temperature}; use 1e-6 for 'no noise'")
+        check_positive("Annotator", temperature=self.temperature, stretch=self.stretch)
         if not 0 <= self.error <= 0.5:
             raise AlignkitError(f"Annotator: error must be between 0 and 0.5, not {self.error}")
-        if not self.stretch > 0:
-            raise AlignkitError(f"Annotator: stretch must be > 0, not {self.stretch}; 1 is the plain use of a scale")
 
     def but(self, **changes) -> Annotator:
         """The same person with some settings changed."""
@@ -55,12 +53,9 @@ class Annotator:
     def utility(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
         """What a completion is worth to this person, shape (N,). `columns`: further columns of the rows (see
         `worlds.base.judge_rows`), here as in the next two."""
-        unknown = set(self.weights) - set(world.aspects)
-        if unknown:
-            raise AlignkitError(
-                f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; "
-                f"it has {', '.join(world.aspects)}"
-            )
+        if unknown := set(self.weights) - set(world.aspects):
+            raise AlignkitError(f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; "
+                                f"it has {', '.join(world.aspects)}")  # fmt: skip
         weights = {**world.weights, **self.weights}
         aspects = judge_rows(world.gold_aspects, prompts, completions, columns)
         return sum(weights[name] * aspects[name] for name in world.aspects)
@@ -86,10 +81,8 @@ def scores_of(scorer: Scorer, prompts: list[str], completions: list[str], **colu
     said = judge_rows(scorer, prompts, completions, columns)
     values = np.asarray(getattr(said, "scores", said), dtype=np.float64)
     if values.shape != (len(completions),) or not np.isfinite(values).all():
-        raise AlignkitError(
-            f"a scorer must return one finite number for each of {len(completions)} completions; it returned shape "
-            f"{values.shape}"
-        )
+        raise AlignkitError(f"a scorer must return one finite number for each of {len(completions)} completions; it "
+                            f"returned shape {values.shape}")  # fmt: skip
     return values
 
 

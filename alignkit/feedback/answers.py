@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
@@ -11,6 +12,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.feedback.annotator import Annotator
 
 People = Annotator | Sequence[Annotator]
+SINGLE = ("prompt", "completion")
 COST = ("decisions", "items", "bits")  # columns, one number a row
 
 
@@ -19,26 +21,17 @@ def one_by_one(answers: Dataset) -> Dataset:
 
     Further columns go along. DataError names the columns if these are neither.
     """
-    if {"prompt", "completion"} <= set(answers.column_names):
-        return answers
-    if not {"prompt", "completions"} <= set(answers.column_names):
-        raise DataError(f"need the columns prompt and completion (or completions); found {answers.column_names}")
-    prompts, groups = answers["prompt"][:], answers["completions"][:]
-    row = [i for i, texts in enumerate(groups) for _ in texts]
-    texts = [text for texts in groups for text in texts]
-    columns = {"prompt": [prompts[i] for i in row], "completion": texts}
-    return Dataset.from_dict({**columns, **further(answers, ("prompt", "completions"), row)})
+    return answers if {*SINGLE} <= set(answers.column_names) else spread(answers)
 
 
-def asked_of(prompts: Sequence | Dataset) -> tuple[list, dict[str, list]]:
-    """The prompts of a list, or of a Dataset with a column `prompt`, and the Dataset's further columns."""
-    if not isinstance(prompts, Dataset):
-        if isinstance(prompts, str):
-            raise DataError("prompts must be a list of prompts, or a Dataset with a column 'prompt', not one string")
-        return list(prompts), {}
-    if "prompt" not in prompts.column_names:
-        raise DataError(f"prompts need the column 'prompt'; found {prompts.column_names}")
-    return prompts["prompt"][:], further(prompts, ("prompt",))
+def spread(groups: Dataset) -> Dataset:
+    """One row for each completion of `prompt/completions`."""
+    if not {"prompt", "completions"} <= set(groups.column_names):
+        raise DataError(f"need the columns prompt and completion (or completions); found {groups.column_names}")
+    texts = groups["completions"][:]
+    row = [i for i, some in enumerate(texts) for _ in some]
+    along = further(groups, ("completions", "completion"), row)
+    return Dataset.from_dict({**along, "completion": [text for some in texts for text in some]})
 
 
 def further(data: Dataset, used: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, list]:
@@ -47,17 +40,49 @@ def further(data: Dataset, used: Sequence[str], rows: Sequence[int] | None = Non
     return columns if rows is None else {name: [values[i] for i in rows] for name, values in columns.items()}
 
 
-def assign(people: People, n: int, everyone: bool = False) -> tuple[list[Annotator], np.ndarray, np.ndarray]:
-    """Who looks at what: the people, the row of each answer and the number of the person who gives it.
+@dataclass(frozen=True)
+class Asked:
+    """Answers to be given: what each is about, and who gives it."""
 
-    In turn, one person a row; or `everyone` looks at every row.
-    """
+    people: list[Annotator]
+    who: np.ndarray  # number of the person, by answer
+    row: np.ndarray  # what is asked about: row of the data set, by answer
+    about: list[list]  # the columns asked about, by answer
+    along: dict[str, list]  # the data set's further columns, by answer
+
+    @property
+    def names(self) -> list[str]:
+        return [self.people[k].name for k in self.who]
+
+    def of(self, setting: str) -> np.ndarray:
+        """A setting of the person who answers, by answer."""
+        return np.array([getattr(person, setting) for person in self.people])[self.who]
+
+    def each(self) -> Iterator[tuple]:
+        """Of each answer: the person, what it is about, and a dict of the further columns."""
+        for i, k in enumerate(self.who):
+            yield self.people[k], *(column[i] for column in self.about), {c: v[i] for c, v in self.along.items()}
+
+    def numbers(self, ask: Callable) -> np.ndarray:
+        """`ask(person, *columns, **further columns)` of all that one person answers, put together again; shape (N,)."""
+        out = np.zeros(len(self.who))
+        for k, person in enumerate(self.people):
+            mine = np.flatnonzero(self.who == k)
+            about = ([column[i] for i in mine] for column in self.about)
+            out[mine] = ask(person, *about, **{name: [v[i] for i in mine] for name, v in self.along.items()})
+        return out
+
+
+def ask(data: Dataset, used: Sequence[str], people: People, everyone: bool = False, together: int = 1) -> Asked:
+    """Who looks at what: in turn, one person a row, or `together` rows; or `everyone` looks at every row."""
     people = [people] if isinstance(people, Annotator) else list(people)
     if not people:
         raise AlignkitError("give at least one annotator")
+    row, who = np.arange(len(data)), np.arange(len(data)) // together % len(people)
     if everyone:
-        return people, np.tile(np.arange(n), len(people)), np.repeat(np.arange(len(people)), n)
-    return people, np.arange(n), np.arange(n) % len(people)
+        row, who = np.tile(row, len(people)), np.repeat(np.arange(len(people)), len(data))
+    columns = further(data, (), row)
+    return Asked(people, who, row, [columns.pop(name) for name in used], columns)
 
 
 def bits(log2_answers: np.ndarray | float, p_answer: np.ndarray | float) -> np.ndarray:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, DataError, check_choice
 from alignkit.feedback.annotator import Annotator, Scorer, scores_of
-from alignkit.feedback.answers import People, asked_of, assign, further
+from alignkit.feedback.answers import People, ask, further
 from alignkit.policy import Policy
 from alignkit.worlds.base import World
 
 PAIR = ("prompt", "first", "second")
 SIDES = ("first", "second")
 VERDICT = ("position", "p_chosen", "confidence")  # what a labeling says beside which side was chosen
-BY = ("disagreement", "closeness")
 
 
 def draw_groups(
@@ -34,7 +33,12 @@ def draw_groups(
     `prompts`: a list, or a Dataset with a column `prompt`, whose other columns go along; default: the world's `split`.
     Samples of a group differ: repeated ones are drawn again up to 50 times, and a group that still repeats is left out.
     """
-    prompts, columns = asked_of(world.prompts(split) if prompts is None else prompts)
+    prompts = world.prompts(split) if prompts is None else prompts
+    columns: dict[str, list] = {}
+    if isinstance(prompts, Dataset) and "prompt" in prompts.column_names:
+        prompts, columns = prompts["prompt"][:], further(prompts, ("prompt",))
+    elif isinstance(prompts, str | Dataset):
+        raise DataError("prompts must be a list of prompts, or a Dataset with a column 'prompt'")
     if n < 1 or group_size < 1 or not prompts:
         raise AlignkitError(f"n and group_size must be at least 1 and prompts must not be empty (n={n}, "
                             f"group_size={group_size})")  # fmt: skip
@@ -55,20 +59,13 @@ def draw_groups(
     return Dataset.from_dict({**along, "prompt": [asked[i] for i in keep], "completions": [groups[i] for i in keep]})
 
 
-def draw_pairs(
-    world: World,
-    policy: Policy,
-    n: int,
-    seed: int = 0,
-    split: str = "feedback",
-    prompts: Sequence | Dataset | None = None,
-    max_new_tokens: int = 48,
-) -> Dataset:
-    """n unlabeled pairs of different completions, columns `prompt/first/second`: groups of two (see `draw_groups`)."""
-    groups = draw_groups(world, policy, n, 2, seed, split, prompts, max_new_tokens)
+def draw_pairs(world: World, policy: Policy, n: int, seed: int = 0, **options) -> Dataset:
+    """n unlabeled pairs of different completions, columns `prompt/first/second`: groups of two; options as in
+    `draw_groups`."""
+    groups = draw_groups(world, policy, n, 2, seed, **options)
     first, second = ([texts[side] for texts in groups["completions"]] for side in (0, 1))
     return Dataset.from_dict({"prompt": groups["prompt"][:], "first": first, "second": second,
-                              **further(groups, ("prompt", "completions", *PAIR))})  # fmt: skip
+                              **further(groups, ("completions", *PAIR))})  # fmt: skip
 
 
 def label(world: World, pairs: Dataset, annotator: People, seed: int = 0) -> Dataset:
@@ -78,18 +75,20 @@ def label(world: World, pairs: Dataset, annotator: People, seed: int = 0) -> Dat
     `p_chosen` (the probability that this annotator would choose so, in this order), `annotator`, and the pairs' further
     columns.
     """
-    people, _, who = assign(annotator, len(pairs))
-    prompts, first, second = (pairs[name][:] for name in PAIR)
-    along = further(pairs, PAIR)
-    p_first = np.zeros(len(pairs))
-    for k, person in enumerate(people):
-        rows = np.flatnonzero(who == k)
-        part = ([column[i] for i in rows] for column in (prompts, first, second))
-        known = {name: [values[i] for i in rows] for name, values in along.items()}
-        p_first[rows] = person.prefers_first(world, *part, **known)
+    asked = ask(pairs, PAIR, annotator)
+    p_first = asked.numbers(lambda person, *about, **along: person.prefers_first(world, *about, **along))
     takes_first = np.random.default_rng([seed, 2]).random(len(pairs)) < p_first
-    p_chosen = np.where(takes_first, p_first, 1 - p_first)
-    return _labeled(pairs, range(len(pairs)), takes_first, p_chosen, [people[k].name for k in who])
+    return labeled(pairs, takes_first, p_chosen=np.where(takes_first, p_first, 1 - p_first), annotator=asked.names)
+
+
+def labeled(pairs: Dataset, takes_first: Sequence[bool], **columns: Sequence) -> Dataset:
+    """Labels by which side was chosen: `prompt/chosen/rejected/position`, the new columns, the pairs' further ones."""
+    shown = zip(pairs["first"], pairs["second"], takes_first, strict=True)
+    sides = [(a, b) if took else (b, a) for a, b, took in shown]
+    chosen, rejected = ([side[k] for side in sides] for k in (0, 1))
+    position = [SIDES[not took] for took in takes_first]
+    columns = {"prompt": pairs["prompt"][:], "chosen": chosen, "rejected": rejected, "position": position, **columns}
+    return Dataset.from_dict({**columns, **further(pairs, (*PAIR, *columns))})
 
 
 def label_by_rule(pairs: Dataset, rule: Scorer, name: str = "rule") -> Dataset:
@@ -98,50 +97,23 @@ def label_by_rule(pairs: Dataset, rule: Scorer, name: str = "rule") -> Dataset:
     Pairs on which it scores both sides the same are left out. Columns as `label` gives them, and `task`: the row of the
     pair.
     """
-    prompts, first, second = (pairs[name][:] for name in PAIR)
-    gap = scores_of(rule, prompts, first) - scores_of(rule, prompts, second)
+    gap = _gaps(rule, pairs)
     rows = np.flatnonzero(gap).tolist()
-    labels = _labeled(pairs, rows, gap[rows] > 0, np.ones(len(rows)), [name] * len(rows))
-    if "task" in labels.column_names:
-        labels = labels.remove_columns("task")
-    return labels.add_column("task", rows)
+    return labeled(pairs.select(rows), gap[rows] > 0, p_chosen=np.ones(len(rows)), annotator=[name] * len(rows),
+                   task=rows)  # fmt: skip
 
 
-def label_as(pairs: Dataset, sides: Sequence[str], name: str) -> Dataset:
-    """Labels that are known already ("first" or "second" for each pair), in the columns of `label`."""
-    takes_first = np.array([side == "first" for side in sides], dtype=bool)
-    return _labeled(pairs, range(len(pairs)), takes_first, np.ones(len(pairs)), [name] * len(pairs))
+def _gaps(scorer: Scorer, pairs: Dataset) -> np.ndarray:
+    """Score of the first side minus score of the second, shape (N,)."""
+    prompts, first, second = (pairs[name][:] for name in PAIR)
+    return scores_of(scorer, prompts, first) - scores_of(scorer, prompts, second)
 
 
-def _labeled(
-    pairs: Dataset, rows: Sequence[int], takes_first: np.ndarray, p_chosen: np.ndarray, names: list[str]
-) -> Dataset:
-    """Labels of these rows, by which side was chosen."""
-    prompts, first, second = ([column[i] for i in rows] for column in (pairs[name][:] for name in PAIR))
-    sides = [(a, b) if took else (b, a) for a, b, took in zip(first, second, takes_first, strict=True)]
-    columns = {
-        "prompt": prompts,
-        "chosen": [chosen for chosen, _ in sides],
-        "rejected": [rejected for _, rejected in sides],
-        "position": ["first" if took else "second" for took in takes_first],
-        "p_chosen": p_chosen,
-        "annotator": names,
-    }
-    return Dataset.from_dict({**columns, **further(pairs, (*PAIR, *columns), rows)})
-
-
-def compare(
-    world: World,
-    policy: Policy,
-    annotator: People = Annotator(),  # noqa: B008 (frozen)
-    n: int = 1000,
-    seed: int = 0,
-    split: str = "feedback",
-    prompts: Sequence | Dataset | None = None,
-    max_new_tokens: int = 48,
-) -> Dataset:
-    """Draw n pairs of completions from `policy` and have them compared; columns as in `label`."""
-    return label(world, draw_pairs(world, policy, n, seed, split, prompts, max_new_tokens), annotator, seed)
+def compare(world: World, policy: Policy, annotator: People = Annotator(), n: int = 1000, seed: int = 0,  # noqa: B008
+            **options) -> Dataset:  # fmt: skip
+    """Draw n pairs of completions from `policy` and have them compared; options as in `draw_groups`, columns as in
+    `label`."""
+    return label(world, draw_pairs(world, policy, n, seed, **options), annotator, seed)
 
 
 def shuffle_labels(pairs: Dataset, seed: int = 0) -> Dataset:
@@ -150,43 +122,29 @@ def shuffle_labels(pairs: Dataset, seed: int = 0) -> Dataset:
     Further columns go along, but those that tell which side was chosen and how surely.
     """
     swapped = np.random.default_rng([seed, 3]).random(len(pairs)) < 0.5
-    sides = list(zip(pairs["chosen"], pairs["rejected"], swapped, strict=True))
-    columns = {
-        "prompt": pairs["prompt"][:],
-        "chosen": [r if s else c for c, r, s in sides],
-        "rejected": [c if s else r for c, r, s in sides],
-    }
+    sides = [(b, a) if swap else (a, b) for a, b, swap in zip(pairs["chosen"], pairs["rejected"], swapped, strict=True)]
+    chosen, rejected = ([side[k] for side in sides] for k in (0, 1))
+    columns = {"prompt": pairs["prompt"][:], "chosen": chosen, "rejected": rejected}
     return Dataset.from_dict({**columns, **further(pairs, (*columns, *VERDICT))})
 
 
-# -- which question to ask next -----------------------------------------------------------------------------------
-
-
-def uncertainty(pairs: Dataset, scorers: Scorer | Sequence[Scorer], by: str = "disagreement") -> np.ndarray:
-    """How unsure the scorers are about each pair of `prompt/first/second`, shape (N,); larger is less sure.
+def choose_pairs(
+    pairs: Dataset, n: int, scorers: Sequence[Scorer] | None = None, by: str = "disagreement", seed: int = 0
+) -> Dataset:
+    """The n pairs of `prompt/first/second` that the scorers are least sure about, ties in random order; without
+    scorers, n at random: which question to ask next.
 
     "disagreement": standard deviation over an ensemble of the probability that the first side wins: what is not known
     yet. "closeness": minus the distance of the mean probability from one half: that, and true ties as well.
     """
-    scorers = [scorers] if callable(scorers) else list(scorers)
-    if by not in BY or not scorers or (by == "disagreement" and len(scorers) < 2):
-        raise AlignkitError(
-            f"uncertainty by {by!r} from {len(scorers)} scorers: by must be one of {', '.join(BY)}, and disagreement "
-            "needs at least two"
-        )
-    prompts, first, second = (pairs[name][:] for name in PAIR)
-    gaps = np.array([scores_of(s, prompts, first) - scores_of(s, prompts, second) for s in scorers])
-    p = 0.5 * (1 + np.tanh(gaps / 2))
-    return p.std(0) if by == "disagreement" else -np.abs(p.mean(0) - 0.5)
-
-
-def choose_pairs(
-    pairs: Dataset, n: int, scorers: Scorer | Sequence[Scorer] | None = None, by: str = "disagreement", seed: int = 0
-) -> Dataset:
-    """The n pairs the scorers are least sure about, ties in random order; without scorers, n at random."""
     if not 1 <= n <= len(pairs):
         raise AlignkitError(f"choose_pairs: n must be between 1 and the {len(pairs)} pairs there are, not {n}")
+    check_choice("choose_pairs", "by", by, ("disagreement", "closeness"))
     order = np.random.default_rng([seed, 12]).permutation(len(pairs))
-    if scorers is not None:
-        order = order[np.argsort(-uncertainty(pairs, scorers, by)[order], kind="stable")]
+    if scorers:
+        if by == "disagreement" and len(scorers) < 2:
+            raise AlignkitError("choose_pairs: disagreement needs at least two scorers")
+        p = 0.5 * (1 + np.tanh(np.array([_gaps(scorer, pairs) for scorer in scorers]) / 2))
+        unsure = p.std(0) if by == "disagreement" else -np.abs(p.mean(0) - 0.5)
+        order = order[np.argsort(-unsure[order], kind="stable")]
     return pairs.select(order[:n])

@@ -7,20 +7,8 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.answers import COST, People, assign, bits, further, one_by_one, with_cost
-from alignkit.worlds.base import HasCorpus, HasFaults, HasSteps, World, require, write_fault
-
-
-def faults(world: World, prompt: str, completion: str) -> list[str]:
-    """What is wrong with each of `world.segments(completion)`, "" where nothing is.
-
-    A world that only knows whether steps are right (`step_labels`) calls the others "wrong". AlignkitError if it knows
-    neither.
-    """
-    if isinstance(world, HasFaults):
-        return world.faults(prompt, completion)
-    require(world, HasSteps, "saying what is wrong where")
-    return ["" if right else "wrong" for right in world.step_labels(prompt, completion)]
+from alignkit.feedback.answers import SINGLE, People, ask, bits, one_by_one, with_cost
+from alignkit.worlds.base import World, require, write_fault
 
 
 def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -> Dataset:
@@ -31,29 +19,24 @@ def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -
     error any sentence, or none, is given any fault. `place` counts from 1; 0, with fault "", is "nothing". An empty
     completion has no sentence to point at. Cost: one decision for each sentence read.
     """
-    singles = one_by_one(answers)
-    prompts, texts = singles["prompt"][:], singles["completion"][:]
-    people, row, who = assign(annotator, len(singles))
-    names = world.fault_names if isinstance(world, HasFaults) else ("wrong",)
+    require(world, "saying what is wrong where", "segments", "faults", "fault_names")
+    asked = ask(one_by_one(answers), SINGLE, annotator)
+    prompts, texts = asked.about
     rng = np.random.default_rng([seed, 7])
-    along = further(singles, ("prompt", "completion"))
-    out = [_criticize(world, people[k], prompts[i], texts[i], names, rng, {c: v[i] for c, v in along.items()})
-           for i, k in zip(row, who, strict=True)]  # fmt: skip
-    place, fault, log2_answers, p = (list(column) for column in zip(*out, strict=True)) if out else ([],) * 4
-    said = [write_fault(i, name) for i, name in zip(place, fault, strict=True)]
-    columns = {"prompt": prompts, "completion": texts, "critique": said, "place": place, "fault": fault}
-    columns["annotator"] = [people[k].name for k in who]
+    said = [_criticize(world, *row, rng) for row in asked.each()]
+    place, fault, log2_answers, p = (list(column) for column in zip(*said, strict=True)) if said else ([],) * 4
+    columns = {"prompt": prompts, "completion": texts, "critique": list(map(write_fault, place, fault)),
+               "place": place, "fault": fault, "annotator": asked.names}  # fmt: skip
     sentences = [max(1, len(world.segments(text))) for text in texts]
-    said_bits = bits(np.array(log2_answers), np.array(p))
-    return with_cost(columns, sentences, 1, said_bits, along)
+    return with_cost(columns, sentences, 1, bits(np.array(log2_answers), np.array(p)), asked.along)
 
 
 def _criticize(
-    world: World, person: Annotator, prompt: str, text: str, names: tuple[str, ...], rng: np.random.Generator, own: dict
+    world: World, person: Annotator, prompt: str, text: str, own: dict, rng: np.random.Generator
 ) -> tuple[int, str, float, float]:
     """Place, fault, log2 of the number of possible answers, probability of this one."""
-    found, sentences = faults(world, prompt, text), world.segments(text)
-    possible = [(0, ""), *((i, name) for i in range(1, len(sentences) + 1) for name in names)]
+    found = world.faults(prompt, text)
+    possible = [(0, ""), *((i, name) for i in range(1, len(found) + 1) for name in world.fault_names)]
     true = [(0, ""), *((i, name) for i, name in enumerate(found, 1) if name)]
     without = [text, *(without_sentence(world, text, i) for i, _ in true[1:])]
     worth = _utility(world, person, prompt, without, own) / person.temperature
@@ -85,21 +68,17 @@ def correct(world: World, answers: Dataset, annotator: People, seed: int = 0) ->
     ideal answer in its place, whichever is worth most to them. Completions with "nothing wrong" give no row; the
     reading they took is not counted.
     """
-    require(world, HasCorpus, "mending answers")
-    found = critique(world, answers, annotator, seed)
-    people, _, who = assign(annotator, len(found))
-    names = ("prompt", "chosen", "rejected", "place", "fault", "annotator")
-    along = [name for name in found.column_names if name not in (*names, "completion", "critique", *COST)]
-    rows, said = [], []
-    for r, number in zip(found, who, strict=True):
+    require(world, "mending answers", "ideal")
+    found, rows = critique(world, answers, annotator, seed), []
+    for r, (person, prompt, text, own) in zip(found, ask(found, SINGLE, annotator).each(), strict=True):
         if r["place"]:
-            edits = _edits(world, r["prompt"], r["completion"], r["place"])
-            own = {name: r[name] for name in along}
-            worth = _utility(world, people[number], r["prompt"], edits, own)
-            rows.append({**r, "chosen": edits[int(worth.argmax())], "rejected": r["completion"]})
-            said.append(r["bits"] + np.log2(len(edits)))
-    columns = {name: [r[name] for r in rows] for name in (*names, *along)}
-    return with_cost(columns, [r["decisions"] + 1 for r in rows], 1, np.array(said))
+            edits = _edits(world, prompt, text, r["place"])
+            best = edits[int(_utility(world, person, prompt, edits, own).argmax())]
+            spent = {"decisions": r["decisions"] + 1, "bits": r["bits"] + np.log2(len(edits))}
+            rows.append({**r, "chosen": best, "rejected": text, **spent})
+    names = ("prompt", "chosen", "rejected", "place", "fault", "annotator")
+    along = [name for name in found.column_names if name not in (*names, "completion", "critique")]
+    return Dataset.from_dict({name: [r[name] for r in rows] for name in (*names, *along)})
 
 
 def _edits(world: World, prompt: str, text: str, place: int) -> list[str]:
@@ -116,16 +95,16 @@ def demonstrate(world: World, prompts: list[str], annotator: People, seed: int =
     The ideal answer, with each of its sentences left out with probability 2 error. Nothing is read; one decision for
     each sentence of the ideal; possible answers: all texts of as many words from the world's vocabulary.
     """
-    require(world, HasCorpus, "writing answers")
-    people, _, who = assign(annotator, len(prompts))
+    require(world, "writing answers", "segments", "ideal", "vocabulary")
+    asked = ask(Dataset.from_dict({"prompt": list(prompts)}), ["prompt"], annotator)
     rng = np.random.default_rng([seed, 8])
     log2_words = np.log2(len(world.vocabulary()))
     texts, decisions, said = [], [], []
-    for prompt, number in zip(prompts, who, strict=True):
-        slip, ideal = 2 * people[number].error, world.segments(world.ideal(prompt))
+    for person, prompt, _ in asked.each():
+        slip, ideal = 2 * person.error, world.segments(world.ideal(prompt))
         kept = rng.random(len(ideal)) >= slip
         texts.append(" ".join(s for s, keep in zip(ideal, kept, strict=True) if keep))
         decisions.append(len(ideal))
         said.append(bits(log2_words * len(texts[-1].split()), np.where(kept, 1 - slip, slip).prod()))
-    columns = {"prompt": list(prompts), "completion": texts, "annotator": [people[k].name for k in who]}
+    columns = {"prompt": list(prompts), "completion": texts, "annotator": asked.names}
     return with_cost(columns, decisions, 0, np.array(said))

@@ -7,13 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import AlignkitError, DataError
-from alignkit.feedback.answers import People, assign, bits, further, one_by_one, with_cost
-from alignkit.feedback.critiques import faults
+from alignkit.errors import DataError, check_at_least
+from alignkit.feedback.answers import SINGLE, People, ask, bits, further, one_by_one, with_cost
 from alignkit.policy import Policy
-from alignkit.worlds.base import World
-
-SINGLE = ("prompt", "completion")
+from alignkit.worlds.base import World, require
 
 
 def mark_steps(world: World, answers: Dataset, annotator: People, seed: int = 0) -> Dataset:
@@ -22,22 +19,21 @@ def mark_steps(world: World, answers: Dataset, annotator: People, seed: int = 0)
     A step is a segment of the completion, and right if it has no fault; each label is flipped with the probability
     error of the annotator whose turn it is (temperature plays no part). Completions without a step are left out.
     """
+    require(world, "marking steps", "segments", "faults")
     singles = one_by_one(answers)
-    shown = list(zip(singles["prompt"], singles["completion"], strict=True))
-    kept = [i for i, (_, text) in enumerate(shown) if world.segments(text)]
-    rows = [shown[i] for i in kept]
-    people, _, who = assign(annotator, len(rows))
+    kept = [i for i, text in enumerate(singles["completion"]) if world.segments(text)]
+    asked = ask(singles.select(kept), SINGLE, annotator)
     rng = np.random.default_rng([seed, 9])
     labels, said = [], []
-    for (prompt, text), number in zip(rows, who, strict=True):
-        right, error = np.array([name == "" for name in faults(world, prompt, text)]), people[number].error
-        flip = rng.random(len(right)) < error
+    for person, prompt, text, _ in asked.each():
+        right = np.array([name == "" for name in world.faults(prompt, text)])
+        flip = rng.random(len(right)) < person.error
         labels.append((right ^ flip).tolist())
-        said.append(bits(1.0, np.where(flip, error, 1 - error)).sum())
-    steps = [world.segments(text) for _, text in rows]
-    columns = {"prompt": [prompt for prompt, _ in rows], "completions": steps, "labels": labels}
-    columns["annotator"] = [people[k].name for k in who]
-    return with_cost(columns, [len(s) for s in steps], 1, np.array(said), further(singles, SINGLE, kept))
+        said.append(bits(1.0, np.where(flip, person.error, 1 - person.error)).sum())
+    prompts, texts = asked.about
+    columns = {"prompt": prompts, "completions": [world.segments(text) for text in texts], "labels": labels}
+    columns["annotator"] = asked.names
+    return with_cost(columns, [len(marks) for marks in labels], 1, np.array(said), asked.along)
 
 
 def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Dataset:
@@ -50,8 +46,8 @@ def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Data
     verdicts = np.asarray(verifier(prompts, texts))
     if verdicts.shape != (len(texts),) or not np.isin(verdicts, (0, 1)).all():
         raise DataError(f"{name} must return 0 or 1 for each of {len(texts)} completions; it returned {verdicts!r:.80}")
-    columns = {"prompt": prompts, "completion": texts, "label": (verdicts == 1).tolist()}
-    columns["annotator"] = [name] * len(texts)
+    columns = {"prompt": prompts, "completion": texts, "label": (verdicts == 1).tolist(),
+               "annotator": [name] * len(texts)}  # fmt: skip
     return with_cost(columns, 1, 1, np.ones(len(texts)), further(singles, SINGLE))
 
 
@@ -73,29 +69,26 @@ def rollout_labels(
     its label is the verdict on the answer itself. Equal beginnings are continued once; column `rollouts` counts the
     continuations paid for by each row. Further options go to `policy.rollout`.
     """
-    if n < 1:
-        raise AlignkitError(f"rollout_labels: n must be at least 1, not {n}")
+    check_at_least("rollout_labels", 1, n=n)
     for row, (prompt, steps) in enumerate(zip(prompts, completions, strict=True)):
         if not isinstance(prompt, str):
-            raise DataError(f"row {row}: the prompt is {type(prompt).__name__}, but beginnings are written after it; "
-                            "write messages out as one string")  # fmt: skip
+            raise DataError(f"row {row}: the prompt is {type(prompt).__name__}; write messages out as one string")
         if isinstance(steps, str) or not len(steps):
             raise DataError(f"row {row}: a list of steps is needed, at least one; got {steps!r}")
-    starts = {(p, " ".join(steps[:i])): 0.0 for p, steps in zip(prompts, completions, strict=True)
-              for i in range(1, len(steps))}  # fmt: skip
-    if starts:
-        asked = list(starts)
+    starts = [[(prompt, " ".join(steps[:i])) for i in range(1, len(steps))]
+              for prompt, steps in zip(prompts, completions, strict=True)]  # fmt: skip
+    worth: dict[tuple[str, str], float] = {}
+    if asked := list(dict.fromkeys(start for row in starts for start in row)):
         ends = policy.rollout([f"{prompt} {start}" for prompt, start in asked], n, seed=seed, **options).completions
-        owner = [row for row in asked for _ in range(n)]
+        owner = [start for start in asked for _ in range(n)]
         whole = [f"{start} {end}".strip() for (_, start), end in zip(owner, ends, strict=True)]
         right = np.asarray(verifier([prompt for prompt, _ in owner], whole), dtype=float).reshape(-1, n)
-        starts = dict(zip(asked, (right.max(1) if hard else right.mean(1)).tolist(), strict=True))
+        worth = dict(zip(asked, (right.max(1) if hard else right.mean(1)).tolist(), strict=True))
     last = np.asarray(verifier(list(prompts), [" ".join(steps) for steps in completions]), dtype=float)
-    labels, spent, paid = [], [], set()
-    for prompt, steps, verdict in zip(prompts, completions, last.tolist(), strict=True):
-        keys = [(prompt, " ".join(steps[:i])) for i in range(1, len(steps))]
-        labels.append([*(starts[key] for key in keys), verdict])
-        spent.append(n * len(set(keys) - paid))
-        paid.update(keys)
+    labels = [[*map(worth.get, row), verdict] for row, verdict in zip(starts, last.tolist(), strict=True)]
+    spent, paid = [], set()
+    for row in starts:
+        spent.append(n * len(set(row) - paid))
+        paid.update(row)
     return Dataset.from_dict({"prompt": list(prompts), "completions": [list(steps) for steps in completions],
                               "labels": labels, "rollouts": spent})  # fmt: skip

@@ -9,19 +9,13 @@ from alignkit.errors import AlignkitError
 from alignkit.worlds.arithmetic import ArithmeticWorld
 from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
-from alignkit.worlds.base import AspectWorld, HasCorpus, HasFaults, HasSteps, World, gold_by_step
+from alignkit.worlds.base import AspectWorld, World, gold_by_step
 from alignkit.worlds.shapes import ShapesWorld
 
+#: What `load` makes by name; put a world of your own in, its class, say.
 WORLDS: dict[str, Callable[[], World]] = {
     "arithmetic": ArithmeticWorld, "assistant": AssistantWorld, "bandit": BanditWorld, "shapes": ShapesWorld,
 }  # fmt: skip
-
-
-def register(name: str, make: Callable[[], World]) -> None:
-    """Let `load(name)` find a world of your own: `make()` (its class, say) builds it. AlignkitError if there is one."""
-    if name in WORLDS:
-        raise AlignkitError(f"there is a world {name!r} already; take another name")
-    WORLDS[name] = make
 
 
 @cache
@@ -33,7 +27,3 @@ def load(name: str) -> World:
     if not isinstance(world, World):
         raise AlignkitError(f"{name!r} made a {type(world).__name__}, which is no world; see alignkit.worlds.World")
     return world
-
-
-__all__ = ["ArithmeticWorld", "AspectWorld", "AssistantWorld", "BanditWorld", "HasCorpus", "HasFaults", "HasSteps",
-           "ShapesWorld", "World", "gold_by_step", "load", "register"]  # fmt: skip

@@ -8,36 +8,28 @@ answers by the same author (demonstrations), or from both. That is what in-conte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from alignkit.errors import AlignkitError
-from alignkit.worlds.assistant import HABITS, AssistantWorld
+from alignkit.worlds.assistant import AssistantWorld
 
 Document = tuple[str, str]  # prompt and completion
 
-#: What an author can be, in four respects, and the habits (see `assistant.HABITS`) that come with it.
+#: What an author can be, in four respects, and the habits (see `AssistantWorld.habits`) that come with it.
 TRAITS: dict[str, dict[str, dict[str, float]]] = {
-    "manner": {
-        "polite": {"courtesy": 0.85, "insult": 0.02},
-        "rude": {"courtesy": 0.05, "insult": 0.85},
-    },
-    "length": {
-        "brief": {"padding": 0.03, "repeat": 0.01},
-        "wordy": {"padding": 0.75, "repeat": 0.12},
-    },
+    "manner": {"polite": {"courtesy": 0.85, "insult": 0.02}, "rude": {"courtesy": 0.05, "insult": 0.85}},
+    "length": {"brief": {"padding": 0.03, "repeat": 0.01}, "wordy": {"padding": 0.75, "repeat": 0.12}},
     "caution": {
         "safe": {"refuse_harmless": 0.03, "refuse_harmful": 0.95, "redirect": 0.85},
         "reckless": {"refuse_harmless": 0.03, "refuse_harmful": 0.03},
         "timid": {"refuse_harmless": 0.8, "refuse_harmful": 0.95, "redirect": 0.2},
     },
-    "care": {
-        "correct": {"wrong_step": 0.04},
-        "careless": {"wrong_step": 0.5},
-    },
+    "care": {"correct": {"wrong_step": 0.04}, "careless": {"wrong_step": 0.5}},
 }
-WORDS = {word: trait for trait, levels in TRAITS.items() for word in levels}
+TRAIT_OF = {word: trait for trait, levels in TRAITS.items() for word in levels}
+END = " <eos> "  # the end-of-sequence token
 PLAIN = 0.25  # how often an author has nothing special in one respect
 STATED = 0.5  # how often a sequence is headed by a principle
 MENTIONED = 0.8  # how often such a principle names each word that holds for its author
@@ -48,18 +40,16 @@ class Author:
     """Someone described by words of `TRAITS`, at most one for each trait; what is not said is as in the corpus."""
 
     words: tuple[str, ...] = ()
-    habits: dict[str, float] = field(init=False, compare=False)
 
     def __post_init__(self):
-        unknown = [word for word in self.words if word not in WORDS]
-        traits = [WORDS[word] for word in self.words if word in WORDS]
-        if unknown or len(set(traits)) < len(traits):
-            raise AlignkitError(
-                f"an author can't be {', '.join(self.words)}: choose at most one word of each trait, "
-                + "; ".join(f"{trait}: {', '.join(levels)}" for trait, levels in TRAITS.items())
-            )
-        merged = {habit: chance for word in self.words for habit, chance in TRAITS[WORDS[word]][word].items()}
-        object.__setattr__(self, "habits", merged)
+        if len({TRAIT_OF[word] for word in self.words if word in TRAIT_OF}) < len(self.words):
+            levels = "; ".join(f"{trait}: {', '.join(levels)}" for trait, levels in TRAITS.items())
+            raise AlignkitError(f"an author can't be {', '.join(self.words)}: choose at most one word of each trait, "
+                                + levels)  # fmt: skip
+
+    @property
+    def habits(self) -> dict[str, float]:
+        return {habit: chance for word in self.words for habit, chance in TRAITS[TRAIT_OF[word]][word].items()}
 
     @property
     def principle(self) -> str:
@@ -72,38 +62,32 @@ class Author:
             return world.corpus(n, seed, **self.habits)
         if not 0 <= n <= len(prompts):
             raise AlignkitError(f"{n} documents need as many different prompts, but {len(prompts)} were given")
+        habits = {**world.habits, **self.habits}
         wanted = np.random.default_rng(seed).permutation(len(prompts))[:n]
-        return [(prompts[i], self._answer(world, prompts[i], [seed, int(i)])) for i in wanted]
-
-    def _answer(self, world: AssistantWorld, prompt: str, seed: list[int]) -> str:
-        return world.write(world.topic(prompt), np.random.default_rng(seed), {**HABITS, **self.habits})
+        return [(prompts[i], world.write(world.topic(prompts[i]), np.random.default_rng([seed, int(i)]), habits))
+                for i in wanted]  # fmt: skip
 
 
 ALIGNED = Author(("polite", "brief", "safe", "correct"))
 MISALIGNED = Author(("rude", "wordy", "reckless", "careless"))
 
 
-def draw_author(rng: np.random.Generator) -> Author:
-    """An author whose traits are drawn independently, each level equally often."""
-    chosen = [str(rng.choice(list(levels))) for levels in TRAITS.values() if rng.random() >= PLAIN]
-    return Author(tuple(chosen))
-
-
-def sequences(world: AssistantWorld, n: int, seed: int, words: int, end: str = "<eos>") -> list[str]:
+def sequences(world: AssistantWorld, n: int, seed: int, words: int) -> list[str]:
     """n texts of at most `words` words: perhaps a principle, then as many of an author's documents as fit.
 
-    Parts are set apart by `end`, the end-of-sequence token; the last one has none.
+    An author's traits are drawn independently, each level equally often. Parts are set apart by `END`; the last one has
+    none.
     """
     rng = np.random.default_rng([seed, 9])
     texts = []
     for _ in range(n):
-        author = draw_author(rng)
-        told = Author(tuple(w for w in author.words if rng.random() < MENTIONED)) if rng.random() < STATED else Author()
-        parts = [told.principle] if told.words else []
-        for prompt, completion in author.documents(world, 16, int(rng.integers(2**31))):
-            longer = f" {end} ".join([*parts, f"{prompt} {completion}"])
+        chosen = [str(rng.choice(list(levels))) for levels in TRAITS.values() if rng.random() >= PLAIN]
+        told = [word for word in chosen if rng.random() < MENTIONED] if rng.random() < STATED else []
+        text = Author(tuple(told)).principle
+        for prompt, completion in Author(tuple(chosen)).documents(world, 16, int(rng.integers(2**31))):
+            longer = f"{text}{END if text else ''}{prompt} {completion}"
             if len(longer.split()) > words:
                 break
-            parts.append(f"{prompt} {completion}")
-        texts.append(f" {end} ".join(parts))
+            text = longer
+        texts.append(text)
     return texts

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 
 from alignkit.errors import AlignkitError
+from alignkit.worlds.base import AspectWorld
 
 
-class BanditWorld:
+class BanditWorld(AspectWorld):
     """`n_prompts` prompts with `n_outcomes` outcomes each; gold is drawn once from N(0, 1) with the given seed."""
 
     name = "bandit"
     aspects = ("value",)
-    weights = {"value": 1.0}
 
     def __init__(self, n_prompts: int = 4, n_outcomes: int = 6, seed: int = 0):
+        super().__init__()
         self.version = f"bandit-v1-{n_prompts}x{n_outcomes}-{seed}"
         self.table = np.random.default_rng(seed).normal(size=(n_prompts, n_outcomes))
         self._prompts = [f"prompt {i}" for i in range(n_prompts)]
@@ -37,20 +38,17 @@ class BanditWorld:
             raise AlignkitError(f"world 'bandit': {error}; see world.prompts() and world.outcomes") from None
         return rows, columns
 
-    def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
-        return self.table[self.index(prompts, completions)]
-
     def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        return {"value": self.gold(prompts, completions)}
+        return {"value": self.table[self.index(prompts, completions)]}
 
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
         """Worse than the prompt's average outcome."""
         rows, columns = self.index(prompts, completions)
         return {"below average": (self.table[rows, columns] < self.table[rows].mean(1)).astype(float)}
 
-    def reference(self, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-        """Log-probabilities of a reference policy with N(0, scale) logits; shape (prompts, outcomes), float64."""
-        logits = np.random.default_rng([seed, 1]).normal(scale=scale, size=self.table.shape)
+    def reference(self, seed: int = 0) -> torch.Tensor:
+        """Log-probabilities of a reference policy with N(0, 1) logits; shape (prompts, outcomes), float64."""
+        logits = np.random.default_rng([seed, 1]).normal(size=self.table.shape)
         return torch.log_softmax(torch.from_numpy(logits), dim=-1)
 
 

@@ -1,18 +1,20 @@
 """What a world offers: prompts in splits, a known gold reward with named aspects, and more where it has more.
 
 A world of your own is one object of class `AspectWorld`, or anything that has the members of `World`; hand it to
-whatever takes a world, or give it a name with `worlds.register`.
+whatever takes a world, or give it a name in `worlds.WORLDS`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_choice
 
 NOTHING = "nothing is wrong ."  # the critique of a completion without a fault
 
@@ -22,7 +24,13 @@ class World(Protocol):
     """A small task whose true reward is known because we wrote it. Every function that takes a world needs this.
 
     `gold`, `gold_aspects` and `symptoms` may ask for further columns of the rows they judge (a reference answer, say)
-    by naming them as parameters: see `judge_rows`.
+    by naming them as parameters: see `judge_rows`. What some functions need beside (`require`):
+
+    - marks, critiques, corrections: `segments(completion)`, its sentences in order, joined by spaces the completion
+      again; `faults(prompt, completion)`, what is wrong with each, "" or one of `fault_names`;
+    - demonstrations, corrections, policies: `ideal(prompt)`, a completion with the highest gold there is;
+      `corpus(n, seed, **habits)`, documents (prompt, completion) by authors whose faults occur as often as `habits`
+      says; `vocabulary()`, every word of the world, sorted.
     """
 
     name: str
@@ -43,65 +51,25 @@ class World(Protocol):
         """Visible faults, 1 where present, 0 where absent, NaN where the question does not arise; shape (N,)."""
 
 
-@runtime_checkable
-class HasSteps(Protocol):
-    """A world whose completions fall into steps that are right or wrong: for process labels and critiques."""
-
-    def segments(self, completion: str) -> list[str]:
-        """The completion's sentences in order, each with its end mark; joined by spaces they are the completion."""
-
-    def step_labels(self, prompt: str, completion: str) -> list[bool]:
-        """Whether each of `segments` is right where it stands."""
-
-
-@runtime_checkable
-class HasFaults(Protocol):
-    """A world that names what is wrong with a sentence: for critiques, corrections, judges and reward benchmarks."""
-
-    fault_names: tuple[str, ...]
-
-    def segments(self, completion: str) -> list[str]:
-        """As in `HasSteps`."""
-
-    def faults(self, prompt: str, completion: str) -> list[str]:
-        """One of `fault_names` for each of `segments`, "" where nothing is wrong."""
-
-
-@runtime_checkable
-class HasCorpus(Protocol):
-    """A world that a policy can be pretrained in, and whose best answers are known: for demonstrations, corrections."""
-
-    def corpus(self, n: int, seed: int, **habits: float) -> list[tuple[str, str]]:
-        """n documents (prompt, completion) by authors whose faults occur as often as `habits` says."""
-
-    def vocabulary(self) -> list[str]:
-        """Every word of the world, sorted."""
-
-    def ideal(self, prompt: str) -> str:
-        """A completion with the highest gold there is."""
-
-
-def require(world: object, kind: type, purpose: str) -> None:
-    """AlignkitError naming the first member that `purpose` needs and this world lacks (`kind`: `HasFaults`, say)."""
-    if isinstance(world, kind):
-        return
-    members = [name for name in [*getattr(kind, "__annotations__", ()), *vars(kind)] if not name.startswith("_")]
-    missing = next(name for name in members if not hasattr(world, name))
-    name = getattr(world, "name", type(world).__name__)
-    raise AlignkitError(f"{purpose} needs a world with {', '.join(members)} (worlds.{kind.__name__}); {name!r} has no "
-                        f"{missing!r}")  # fmt: skip
+def require(world: object, purpose: str, *members: str) -> None:
+    """AlignkitError naming the first member that `purpose` needs and this world lacks; see `World`."""
+    missing = [name for name in members if not hasattr(world, name)]
+    if missing:
+        name = getattr(world, "name", type(world).__name__)
+        raise AlignkitError(f"{purpose} needs a world with {', '.join(members)}; {name!r} has no {missing[0]!r}")
 
 
 class AspectWorld:
     """A world whose gold is the weighted sum of named aspects, read off one completion at a time.
 
     Subclass it, set `name`, `version` and `aspects`, and write `prompts` and `judge_one`. Aspects count alike unless
-    `weights` says otherwise; there are no symptoms unless `symptoms` is overridden.
+    `weights` says otherwise. For symptoms, set `signs` and write `look_at`.
     """
 
     name: str
     version: str
     aspects: tuple[str, ...]
+    signs: tuple[str, ...] = ()
 
     def __init__(self):
         self.weights = {name: 1.0 for name in self.aspects}
@@ -113,17 +81,71 @@ class AspectWorld:
         """The value of each of `aspects` for one completion, in that order; larger is better."""
         raise NotImplementedError
 
+    def look_at(self, prompt: str, completion: str) -> Sequence[float]:
+        """Whether one completion shows each of `signs`, in that order; NaN where the question does not arise."""
+        return ()
+
     def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        rows = [self.judge_one(p, c) for p, c in zip(prompts, completions, strict=True)]
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.aspects))
-        return {name: table[:, i] for i, name in enumerate(self.aspects)}
+        return _columns(self.aspects, self.judge_one, prompts, completions)
 
     def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
         aspects = self.gold_aspects(prompts, completions)
         return sum(self.weights[name] * values for name, values in aspects.items())
 
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        return {}
+        return _columns(self.signs, self.look_at, prompts, completions)
+
+
+def _columns(names: tuple[str, ...], judge: Callable, prompts: list[str], completions: list[str]) -> dict:
+    rows = [judge(p, c) for p, c in zip(prompts, completions, strict=True)]
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
+    return {name: table[:, i] for i, name in enumerate(names)}
+
+
+class DrawnWorld(AspectWorld):
+    """A world whose prompts are drawn at random. Splits: `feedback` (to be labeled), `treatment` and `seen` are of one
+    kind; `test` holds only prompts that are `hard`, and no other split holds any."""
+
+    seed: int
+    sizes: dict[str, int]  # prompts in each split; `test` comes last
+    habits: dict[str, float]  # how often the authors of the corpus go wrong: the base policy's symptoms come from here
+
+    def draw(self, rng: np.random.Generator, to_ask: bool = False) -> str:
+        """A prompt of any kind; `to_ask`: for a split, not for the corpus."""
+        raise NotImplementedError
+
+    def hard(self, prompt: str) -> bool:
+        raise NotImplementedError
+
+    def write(self, prompt: str, rng: np.random.Generator, habits: dict[str, float]) -> str:
+        """An answer by an author with these habits."""
+        raise NotImplementedError
+
+    @cached_property
+    def _splits(self) -> dict[str, list[str]]:
+        rng = np.random.default_rng(self.seed)
+        tests = self.sizes["test"]
+        others = sum(self.sizes.values()) - tests
+        easy, hard = {}, {}  # dicts keep the order, and what was drawn before
+        while len(easy) < others or len(hard) < tests:
+            prompt = self.draw(rng, to_ask=True)
+            (hard if self.hard(prompt) else easy)[prompt] = None
+        prompts = iter([*list(easy)[:others], *hard])
+        return {name: list(islice(prompts, size)) for name, size in self.sizes.items()}
+
+    def prompts(self, split: str = "treatment") -> list[str]:
+        check_choice(f"world {self.name!r}", "split", split, self.sizes)
+        return list(self._splits[split])
+
+    def corpus(self, n: int, seed: int, **habits: float) -> list[tuple[str, str]]:
+        """n documents (prompt, completion) by authors with these habits, on prompts of all kinds, none of a split's."""
+        rng, habits = np.random.default_rng(seed), {**self.habits, **habits}
+        kept = {prompt for prompts in self._splits.values() for prompt in prompts}
+        documents = []
+        while len(documents) < n:
+            if (prompt := self.draw(rng)) not in kept:
+                documents.append((prompt, self.write(prompt, rng, habits)))
+        return documents
 
 
 def judge_rows(judge: Callable, prompts: list, completions: list[str], columns: Mapping[str, Sequence]) -> Any:

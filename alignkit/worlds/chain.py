@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+EPSILON, RATE, MOST = 0.3, 0.5, 3000  # share of random moves, learning rate, episodes at most
 Bonus = Callable[[int, int], float]  # (state, next state) -> extra reward; next state = length means the end
 
 
@@ -33,40 +34,36 @@ class Chain:
         after = state + 1 if action == 1 else max(state - 1, 0)
         return after, float(after == self.length)
 
-    def optimal_q(self, bonus: Bonus = no_bonus, tolerance: float = 1e-13) -> np.ndarray:
+    def optimal_q(self, bonus: Bonus = no_bonus) -> np.ndarray:
         """Optimal action values by value iteration, shape (length, 2), fp64."""
         q = np.zeros((self.length, 2))
         while True:
-            value = np.append(q.max(1), 0.0)
-            new = np.array([[self._backup(s, a, value, bonus) for a in (0, 1)] for s in range(self.length)])
-            if np.abs(new - q).max() < tolerance:
+            value, new = np.append(q.max(1), 0.0), np.empty_like(q)
+            for state, action in np.ndindex(q.shape):
+                after, reward = self.step(state, action)
+                new[state, action] = reward + bonus(state, after) + self.gamma * value[after]
+            if np.abs(new - q).max() < 1e-13:
                 return new
             q = new
 
-    def _backup(self, state: int, action: int, value: np.ndarray, bonus: Bonus) -> float:
-        after, reward = self.step(state, action)
-        return reward + bonus(state, after) + self.gamma * value[after]
+    def episodes_to_learn(self, bonus: Bonus, seed: int) -> int:
+        """Episodes of Q-learning until the greedy policy walks straight to the end; at most `MOST`.
 
-    def episodes_to_learn(
-        self, bonus: Bonus, seed: int, epsilon: float = 0.3, rate: float = 0.5, most: int = 3000
-    ) -> int:
-        """Episodes of epsilon-greedy Q-learning until the greedy policy walks straight to the end; at most `most`.
-
-        An episode is cut after 10 x length moves; ties are broken at random.
+        Epsilon-greedy, ties broken at random; an episode is cut after 10 x length moves.
         """
         rng = np.random.default_rng(seed)
         q = np.zeros((self.length + 1, 2))
-        for episode in range(1, most + 1):
+        for episode in range(1, MOST + 1):
             state = 0
             for _ in range(10 * self.length):
-                explore = rng.random() < epsilon or q[state, 0] == q[state, 1]
+                explore = rng.random() < EPSILON or q[state, 0] == q[state, 1]
                 action = int(rng.integers(2)) if explore else int(q[state].argmax())
                 after, reward = self.step(state, action)
                 target = reward + bonus(state, after) + self.gamma * q[after].max() * (after < self.length)
-                q[state, action] += rate * (target - q[state, action])
+                q[state, action] += RATE * (target - q[state, action])
                 state = after
                 if state == self.length:
                     break
             if (q[: self.length, 1] > q[: self.length, 0]).all():
                 return episode
-        return most
+        return MOST

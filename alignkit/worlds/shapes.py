@@ -13,12 +13,12 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
 from alignkit.errors import AlignkitError
-from alignkit.worlds.base import AspectWorld
+from alignkit.worlds.base import DrawnWorld
 
 SIDE = 24  # pixels
 PLACES = ("top_left", "top_right", "bottom_left", "bottom_right")
@@ -26,19 +26,7 @@ COLORS = {"red": (213, 50, 20), "green": (0, 158, 90), "blue": (20, 90, 200), "y
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUND = (232, 232, 232)
 FRAMES = ("the picture shows", "i can see", "there is")
-SIZES = {"feedback": 500, "treatment": 400, "seen": 200, "test": 200}  # pictures in each split
 MOST = 4  # things in a picture
-
-#: What the simulated captioners do wrong: the base policy's symptoms come from here.
-HABITS = {
-    "invent": 0.33,  # name a thing that is not there
-    "invent_more": 0.3,  # ... and another one
-    "recolor": 0.07,  # each thing: a wrong color
-    "miss": 0.25,  # each thing, though never all of them
-    "frame": 0.5,  # begin with one of FRAMES
-    "repeat": 0.06,  # say one thing twice
-    "unfinished": 0.02,
-}
 
 NAME = re.compile(rf"({'|'.join(COLORS)})_({'|'.join(SHAPES)})_({'|'.join(PLACES)})")
 Thing = tuple[str, str]  # color and shape
@@ -57,12 +45,6 @@ def scene(prompt: str) -> Scene:
             f"things and each place ({', '.join(PLACES)}) at most once; see world.prompts(split)."
         )
     return {match[3]: (match[1], match[2]) for match in parts if match}
-
-
-def name_of(things: Scene) -> str:
-    """The prompt of a scene, its things in the order of PLACES."""
-    return "+".join(f"{color}_{shape}_{place}" for place in PLACES if place in things
-                    for color, shape in [things[place]]) + ".png"  # fmt: skip
 
 
 def _mask(shape: str, size: int, y: float, x: float) -> np.ndarray:
@@ -113,7 +95,7 @@ def read(caption: str) -> Reading:
     return Reading(tuple(seen), seen.total() - len(seen), garbled, framed)
 
 
-class ShapesWorld(AspectWorld):
+class ShapesWorld(DrawnWorld):
     """See `alignkit.worlds.World`. Aspects (larger is better):
 
     - covered: share of the picture's things that are named.
@@ -124,6 +106,18 @@ class ShapesWorld(AspectWorld):
     name = "shapes"
     version = "shapes-v1"
     aspects = ("covered", "grounded", "fluent")
+    signs = ("hallucinates", "misses", "terse", "garbled")
+    seed = 1209
+    sizes = {"feedback": 500, "treatment": 400, "seen": 200, "test": 200}
+    habits = {
+        "invent": 0.33,  # name a thing that is not there
+        "invent_more": 0.3,  # ... and another one
+        "recolor": 0.07,  # each thing: a wrong color
+        "miss": 0.25,  # each thing, though never all of them
+        "frame": 0.5,  # begin with one of FRAMES
+        "repeat": 0.06,  # say one thing twice
+        "unfinished": 0.02,
+    }
 
     # -- pictures ------------------------------------------------------------------------------------------------
 
@@ -139,32 +133,16 @@ class ShapesWorld(AspectWorld):
         """The pixels, uint8 of shape (24, 24, 3); sizes, places and shades vary a little, fixed by the name."""
         return _draw(prompt.strip()).copy()
 
-    def _scene(self, rng: np.random.Generator, least: int = 1) -> str:
-        n = int(rng.integers(least, MOST + 1))
+    def draw(self, rng: np.random.Generator, to_ask: bool = False) -> str:
+        """The name of a picture of one to four things; of two or more, `to_ask`."""
+        n = int(rng.integers(1 + to_ask, MOST + 1))
         places, kinds = rng.permutation(len(PLACES))[:n], rng.permutation(len(KINDS))[:n]
-        return name_of({PLACES[p]: KINDS[k] for p, k in zip(places, kinds, strict=True)})
+        parts = sorted(zip(places, kinds, strict=True))
+        return "+".join(f"{KINDS[k][0]}_{KINDS[k][1]}_{PLACES[p]}" for p, k in parts) + ".png"
 
-    @cached_property
-    def _splits(self) -> dict[str, list[str]]:
-        """Disjoint scenes. `test` holds all that are of one color, and no other split holds any."""
-        rng = np.random.default_rng(1209)
-        splits: dict[str, list[str]] = {name: [] for name in SIZES}
-        taken: set[str] = set()
-        while any(len(prompts) < SIZES[name] for name, prompts in splits.items()):
-            prompt = self._scene(rng, least=2)
-            alike = len({color for color, _ in self.things(prompt)}) == 1
-            name = "test" if alike else next((s for s in SIZES if s != "test" and len(splits[s]) < SIZES[s]), None)
-            if name and prompt not in taken and len(splits[name]) < SIZES[name]:
-                splits[name].append(prompt)
-                taken.add(prompt)
-        return splits
-
-    def prompts(self, split: str = "treatment") -> list[str]:
-        """Disjoint scenes of two to four things: `feedback` (to be labeled), `treatment` and `seen` are of one kind;
-        in a picture of `test` all things have the same color, in no picture of another split they have."""
-        if split not in SIZES:
-            raise AlignkitError(f"no split {split!r} in world 'shapes'; there are: {', '.join(SIZES)}")
-        return list(self._splits[split])
+    def hard(self, prompt: str) -> bool:
+        """Whether all things have the same color."""
+        return len({color for color, _ in self.things(prompt)}) == 1
 
     # -- gold ----------------------------------------------------------------------------------------------------
 
@@ -186,17 +164,12 @@ class ShapesWorld(AspectWorld):
             0.2 * (said.framed and bool(said.named)) - 0.2 * (said.repeated + said.garbled),
         )
 
-    def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
+    def look_at(self, prompt: str, completion: str) -> tuple[bool, ...]:
         """hallucinates: names a thing that is not there; misses: leaves out one that is; terse: no whole sentence;
         garbled: says something twice, or what is no phrase."""
-        rows = [(self.things(p), read(c)) for p, c in zip(prompts, completions, strict=True)]
-        columns = {
-            "hallucinates": [any(thing not in there for thing in said.named) for there, said in rows],
-            "misses": [not there <= set(said.named) for there, said in rows],
-            "terse": [not said.framed for _, said in rows],
-            "garbled": [said.repeated + said.garbled > 0 for _, said in rows],
-        }
-        return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+        there, said = self.things(prompt), read(completion)
+        named = set(said.named)
+        return not named <= there, not there <= named, not said.framed, said.repeated + said.garbled > 0
 
     def caption(self, things: list[Thing], frame: str = "") -> str:
         """A caption that names these things: "the picture shows a red circle , a blue cross and a green square ." """
@@ -210,20 +183,7 @@ class ShapesWorld(AspectWorld):
 
     # -- corpus --------------------------------------------------------------------------------------------------
 
-    def corpus(self, n: int, seed: int, **habits: float) -> list[tuple[str, str]]:
-        """n documents (prompt, completion) by captioners with HABITS, on all kinds of pictures but none of a split."""
-        habits = {**HABITS, **habits}
-        rng = np.random.default_rng(seed)
-        kept = {prompt for prompts in self._splits.values() for prompt in prompts}
-        documents = []
-        while len(documents) < n:
-            if (prompt := self._scene(rng)) not in kept:
-                documents.append((prompt, self.write(prompt, rng, habits)))
-        return documents
-
     def write(self, prompt: str, rng: np.random.Generator, habits: dict[str, float]) -> str:
-        """A caption of this picture by somebody with these habits (all of `HABITS`)."""
-
         def chance(habit):
             return rng.random() < habits[habit]
 
