@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 from scipy import stats
@@ -27,25 +28,11 @@ class Estimate(dict):
     estimator gives none.
     """
 
+    value, low, high, n = (property(itemgetter(name)) for name in ("value", "low", "high", "n"))
+
     def __init__(self, value, low=None, high=None, n: int = 0, greater: Tail = None, less: Tail = None):
         super().__init__(value=value, low=low, high=high, n=int(n))
         self.greater, self.less = greater, less
-
-    @property
-    def value(self) -> float | None:
-        return self["value"]
-
-    @property
-    def low(self) -> float | None:
-        return self["low"]
-
-    @property
-    def high(self) -> float | None:
-        return self["high"]
-
-    @property
-    def n(self) -> int:
-        return self["n"]
 
     @property
     def has_interval(self) -> bool:
@@ -78,17 +65,14 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     sd = float(np.std(x, ddof=1))
     half, error = float(t_half_width(sd, n)), sd / math.sqrt(n)
 
-    def greater(bound: float) -> float:
+    def p_value(gap: float) -> float:
+        """One-sided, of a mean that lies so far on the right side of a bound."""
         if error == 0:
-            return 0.0 if mean > bound else 1.0
-        return float(stats.t.sf((mean - bound) / error, n - 1))
+            return 0.0 if gap > 0 else 1.0
+        return float(stats.t.sf(gap / error, n - 1))
 
-    def less(bound: float) -> float:
-        if error == 0:
-            return 0.0 if mean < bound else 1.0
-        return float(stats.t.cdf((mean - bound) / error, n - 1))
-
-    return Estimate(mean, mean - half, mean + half, n, greater, less)
+    return Estimate(mean, mean - half, mean + half, n, greater=lambda bound: p_value(mean - bound),
+                    less=lambda bound: p_value(bound - mean))  # fmt: skip
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------
@@ -100,11 +84,6 @@ def wilson(count: int, n: int) -> Estimate:
         return Estimate(None)
     low, high = stats.binomtest(int(count), int(n)).proportion_ci(LEVEL, method="wilson")
     return Estimate(count / n, low, high, n).rounded()
-
-
-def share_above(count: int, n: int, level: float = LEVEL) -> float:
-    """Lower bound of a share, one-sided and exact (Clopper and Pearson 1934)."""
-    return float(stats.binomtest(int(count), int(n), alternative="greater").proportion_ci(level, method="exact").low)
 
 
 # -- the bootstrap -----------------------------------------------------------------------------------------------------
@@ -176,8 +155,8 @@ def rank_correlation(clusters: Sequence[Sequence[Sequence[float]]], seed: int = 
     def share(hits: np.ndarray) -> float:
         return float((hits.sum() + 1) / (len(hits) + 1))  # never exactly 0: the resamples are finite
 
-    below, above = (lambda bound: share(draws <= bound)), (lambda bound: share(draws >= bound))
-    return Estimate(rho, *percentiles(draws), n, greater=below, less=above)
+    return Estimate(rho, *percentiles(draws), n, greater=lambda bound: share(draws <= bound),
+                    less=lambda bound: share(draws >= bound))  # fmt: skip
 
 
 # -- in words ----------------------------------------------------------------------------------------------------------
@@ -194,21 +173,9 @@ def as_percent(number: Estimate) -> str:
     return _worded(number, lambda x: f"{100 * x:.{digits}f}%")
 
 
-def as_interval(number: Estimate) -> str:
-    """'95% interval 55% to 59%'; empty where there is none."""
-    if number["low"] is None:
-        return ""
-    return f"95% interval {100 * number['low']:.0f}% to {100 * number['high']:.0f}%"
-
-
-def as_points(number: Estimate) -> str:
-    """A difference of shares in percentage points: '+5.5 [+2.9, +8.0]', or 'unknown'."""
-    return _worded(number, lambda x: f"{100 * x:+.1f}")
-
-
-def as_number(number: Estimate) -> str:
-    """'+3.1 [+1.0, +5.2]', or 'unknown'."""
-    return _worded(number, lambda x: f"{x:+.1f}")
+def as_number(number: Estimate, times: float = 1) -> str:
+    """'+3.1 [+1.0, +5.2]', or 'unknown'; `times` 100: a difference of shares in percentage points."""
+    return _worded(number, lambda x: f"{times * x:+.1f}")
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -9,13 +9,13 @@ from scipy import stats
 
 from alignkit.intervals import (
     Estimate,
+    as_number,
     as_percent,
     clear_of,
     cluster_bootstrap,
     mean_estimate,
     rank_correlation,
     resampled,
-    share_above,
     spearman,
     t_half_width,
     wilson,
@@ -27,6 +27,7 @@ def test_an_estimate_is_json_and_has_names():
     assert json.loads(json.dumps(found)) == {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8} == found
     assert (found.value, found.low, found.high, found.n, found.has_interval) == (0.5, 0.25, 0.75, 8, True)
     assert clear_of(found, 0.2) and not clear_of(found, 0.3) and not clear_of(Estimate(0.5), 0.2)
+    assert as_number(found, times=100) == "+50.0 [+25.0, +75.0]"
     assert as_percent(found) == "50% [25%, 75%]" and as_percent(Estimate(None)) == "unknown"
 
 
@@ -55,13 +56,6 @@ def test_wilsons_interval_is_that_of_statsmodels(count, n):
     low, high = proportion_confint(count, n, method="wilson")
     assert (wilson(count, n).low, wilson(count, n).high) == pytest.approx((low, high), abs=1e-6)
     assert wilson(0, 0).value is None
-
-
-def test_the_exact_bound_keeps_its_level():
-    p, n = 0.8, 30
-    bounds = np.array([share_above(k, n) for k in range(n + 1)])
-    assert stats.binom.pmf(np.arange(n + 1), n, p)[bounds > p].sum() <= 0.05
-    assert (np.diff(bounds) > 0).all() and bounds[0] == 0
 
 
 def test_spearman_with_ties_is_scipys():

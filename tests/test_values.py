@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import binom
 
 from alignkit import feedback, rewards
 from alignkit.errors import AlignkitError, DataError
-from alignkit.evaluation.drift import agreements, peek, usual_rate, watch
+from alignkit.evaluation.drift import BETS, agreements, peek, usual_rate, watch
 from alignkit.feedback.annotator import Annotator
 from alignkit.feedback.people import crowd
 from alignkit.rewards.combined import WorstGroup, max_min_weights, tilted_means
@@ -237,10 +238,11 @@ def test_bad_scores_are_refused():
 
 
 def test_evidence_by_hand():
-    seen = watch([1, 0], rate=0.5, bets=[0.5])
-    first = (1 / 2) * 0.5 + 1 / 2  # half of the capital was in play, and lost half
-    second = (0.25 + 1 / 6) * 1.5 + 1 / 3
-    assert np.allclose(seen.evidence, [first, second])
+    seen = watch([1, 0], rate=0.5)
+    in_play = (1 / 2) * (1 - BETS)  # half of the capital was in play, and lost its bets
+    first, second = in_play + 1 / 2, (in_play + 1 / 6) * (1 + BETS) + 1 / 3
+    assert np.allclose(seen.evidence, [first.mean(), second.mean()])
+    assert watch([], rate=0.5).alarm is None
 
 
 def test_false_alarms_stay_below_the_level_and_peeking_does_not():
@@ -254,7 +256,7 @@ def test_false_alarms_stay_below_the_level_and_peeking_does_not():
 
 def test_the_evidence_does_not_grow_on_average():
     streams = np.random.default_rng(2).random((3000, 20)) < 0.6
-    mean = np.mean([watch(s, 0.6, bets=[0.1, 0.2]).evidence[-1] for s in streams])
+    mean = np.mean([watch(s, 0.6).evidence[-1] for s in streams])
     assert 0.95 < mean < 1.05
 
 
@@ -268,6 +270,9 @@ def test_a_planted_change_is_found():
 def test_the_usual_rate_is_a_lower_bound():
     assert 0.55 < usual_rate([1] * 70 + [0] * 30) < 0.65
     assert usual_rate([1] * 700 + [0] * 300) > usual_rate([1] * 70 + [0] * 30)
+    bounds = np.array([usual_rate([1] * k + [0] * (30 - k), 0.95) for k in range(31)])
+    assert binom.pmf(np.arange(31), 30, 0.8)[bounds > 0.8].sum() <= 0.05  # the level is kept
+    assert (np.diff(bounds) > 0).all() and bounds[0] == 0
 
 
 def test_bad_streams_are_refused():
@@ -275,8 +280,6 @@ def test_bad_streams_are_refused():
         watch([1, 2], 0.5)
     with pytest.raises(AlignkitError, match="rate and alpha must lie between"):
         watch([1, 0], 1.0)
-    with pytest.raises(AlignkitError, match="shares of the capital"):
-        watch([1, 0], 0.5, bets=[1.5])
     with pytest.raises(AlignkitError, match="no labels"):
         usual_rate([])
 

@@ -30,7 +30,7 @@ from alignkit.checkup.structure import (
 )
 from alignkit.checkup.surface import check_format, check_length, check_position, check_words, count_words
 from alignkit.errors import DataError
-from alignkit.intervals import as_number, as_percent, as_points, counted
+from alignkit.intervals import as_number, as_percent, counted
 
 SCHEMA = 2  # of the JSON; raised when a field changes its meaning or goes away
 FIRST_ROWS = 5
@@ -149,7 +149,7 @@ class Diagnosis(Report):
             facts |= {
                 "learnability": f"{as_percent(labels['accuracy_words'])} held-out accuracy by words (linear "
                 f"Bradley-Terry), {as_percent(labels['accuracy_length'])} by length alone, difference "
-                f"{as_points(labels['words_minus_length'])} points; by words on pairs of about equal length "
+                f"{as_number(labels['words_minus_length'], times=100)} points; by words on pairs of about equal length "
                 f"{as_percent(equal)}, n = {equal['n']:,}",
                 "calibration": f"of the words' model: Brier score {labels['brier']:.3f} (a coin: 0.250), expected "
                 f"calibration error {error:.3f}",

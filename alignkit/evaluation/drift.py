@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from alignkit.errors import AlignkitError
-from alignkit.intervals import share_above
 from alignkit.rewards.base import Reward
 from alignkit.rewards.scalar import score_pairs
 
-#: Bets that are averaged: the larger, the sooner a large change shows and the later a small one.
-BETS = (0.1, 0.2, 0.4, 0.8)
+#: Shares of the capital that are bet, averaged: the larger, the sooner a large change shows and the later a small one.
+BETS = np.array([0.1, 0.2, 0.4, 0.8])
 
 
 @dataclass
@@ -30,18 +29,19 @@ class Watch:
 def agreements(reward: Reward, pairs: Dataset) -> np.ndarray:
     """Whether the reward sides with each label: 1, 0, or one half for a tie; shape (N,)."""
     chosen, rejected = score_pairs(reward, pairs)
-    return (chosen > rejected) + 0.5 * (chosen == rejected)
+    return np.heaviside(chosen - rejected, 0.5)
 
 
 def usual_rate(agrees: Sequence[float], confidence: float = 0.99) -> float:
-    """Lower confidence bound (Clopper and Pearson) of the rate of agreement, from held-out labels of the old days."""
+    """Exact lower bound of the rate of agreement (Clopper and Pearson 1934), from held-out labels of the old days."""
     agrees = _checked(agrees)
     if not len(agrees):
         raise AlignkitError("usual_rate: no labels; keep some of the old ones apart from the fit")
-    return share_above(int(np.floor(agrees.sum())), len(agrees), confidence)
+    test = binomtest(int(np.floor(agrees.sum())), len(agrees), alternative="greater")
+    return float(test.proportion_ci(confidence, method="exact").low)
 
 
-def watch(agrees: Sequence[float], rate: float, alpha: float = 0.01, bets: Sequence[float] = BETS) -> Watch:
+def watch(agrees: Sequence[float], rate: float, alpha: float = 0.01) -> Watch:
     """Bets, label by label, that agreement has fallen below `rate`; an alarm once the bets have won 1 / alpha-fold.
 
     A share b of the capital is bet on disagreement at odds of rate / (1 - rate): fair at `rate`, a loss on average if
@@ -53,26 +53,24 @@ def watch(agrees: Sequence[float], rate: float, alpha: float = 0.01, bets: Seque
     agrees = _checked(agrees)
     if not 0 < rate < 1 or not 0 < alpha < 1:
         raise AlignkitError(f"watch: rate and alpha must lie between 0 and 1; got rate={rate}, alpha={alpha}")
-    bets, odds = np.asarray(bets, dtype=float), rate / (1 - rate)
-    if not len(bets) or (bets <= 0).any() or (bets >= 1).any():
-        raise AlignkitError(f"watch: bets are shares of the capital between 0 and 1, not {bets.tolist()}")
+    odds = rate / (1 - rate)
     j = np.arange(1, len(agrees) + 1)[:, None]
-    won = np.log1p(bets * ((1 - agrees) * odds - agrees)[:, None]).cumsum(0)  # log of a capital kept in play all along
-    start = -np.log(j * (j + 1.0)) - np.vstack([np.zeros((min(1, len(won)), len(bets))), won[:-1]])
-    capital = np.exp(np.minimum(won + np.logaddexp.accumulate(start), 700)) if len(agrees) else won
+    won = np.log1p(BETS * ((1 - agrees) * odds - agrees)[:, None]).cumsum(0)  # log of a capital kept in play all along
+    start = -np.log(j * (j + 1.0)) - np.vstack([np.zeros((1, len(BETS))), won])[:-1]
+    capital = np.exp(np.minimum(won + np.logaddexp.accumulate(start), 700))
     evidence = capital.mean(1) + 1 / (j[:, 0] + 1)  # what was bet, and what is still kept for later starts
     reached = np.flatnonzero(evidence >= 1 / alpha)
     return Watch(evidence, int(reached[0]) + 1 if len(reached) else None)
 
 
-def peek(agrees: Sequence[float], rate: float, alpha: float = 0.01, least: int = 10) -> int | None:
-    """The mistake to avoid: an ordinary one-sided binomial test after every label, until one is "significant".
+def peek(agrees: Sequence[float], rate: float, alpha: float = 0.01) -> int | None:
+    """The mistake to avoid: an ordinary one-sided binomial test after every label from the tenth on.
 
-    Returns the label at which it cries, or None. Its chance of a false alarm grows with every look.
+    Returns the label at which one is "significant", or None. The chance of a false alarm grows with every look.
     """
     agrees = _checked(agrees)
     n = np.arange(1, len(agrees) + 1)
-    cries = np.flatnonzero((binom.cdf(np.ceil(agrees.cumsum()), n, rate) < alpha) & (n >= least))
+    cries = np.flatnonzero((binom.cdf(np.ceil(agrees.cumsum()), n, rate) < alpha) & (n >= 10))
     return int(cries[0]) + 1 if len(cries) else None
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_choice
 from alignkit.intervals import resampled
 
-FORMS = ("line", "best-of-n", "rl")
+#: What bends the line: f(d) of each form.
+FORMS = {"line": np.zeros_like, "best-of-n": lambda d: d, "rl": lambda d: np.log(np.where(d > 0, d, 1.0))}
 ROUNDING = 1e-9  # a KL of nothing may come out this far below 0
 
 
@@ -29,7 +30,7 @@ class Fit:
 
     def gain(self, kl: np.ndarray | float) -> np.ndarray:
         """Predicted gain at this KL (nats)."""
-        return _terms(kl, self.form) @ np.array([self.alpha, self.beta])[: 1 + (self.form != "line")]
+        return _terms(kl, self.form) @ np.array([self.alpha, self.beta])
 
     @property
     def peak_kl(self) -> float:
@@ -50,14 +51,10 @@ class Fit:
 
 
 def _terms(kl: np.ndarray | float, form: str) -> np.ndarray:
-    """The columns that alpha and beta multiply, shape (..., 1 or 2)."""
-    if form not in FORMS:
-        raise AlignkitError(f"no form {form!r}; there are: {', '.join(FORMS)}")
+    """The columns that alpha and beta multiply, shape (..., 2)."""
+    check_choice("fit_form", "form", form, FORMS)
     d = np.sqrt(np.maximum(np.asarray(kl, dtype=float), 0.0))
-    if form == "line":
-        return d[..., None]
-    bend = d if form == "best-of-n" else np.log(np.where(d > 0, d, 1.0))
-    return np.stack([d, -d * bend], axis=-1)
+    return np.stack([d, -d * FORMS[form](d)], axis=-1)
 
 
 def _checked(kl, gain, least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,12 +74,15 @@ def fit_form(kl, gain, form: str = "best-of-n") -> Fit:
     """Least squares of one form on points (kl, gain), each of shape (N,); gain is over the untreated patient's."""
     kl, gain = _checked(kl, gain, least=1 if form == "line" else 2)
     terms = _terms(kl, form)
-    found, *_ = np.linalg.lstsq(terms, gain, rcond=None)
-    beta = float(found[1]) if form != "line" else 0.0
-    return Fit(form, float(found[0]), beta, float(np.sqrt(np.mean((terms @ found - gain) ** 2))))
+    found, *_ = np.linalg.lstsq(terms, gain, rcond=None)  # a column of zeros, as the line's second, gets a zero
+    return Fit(form, *map(float, found), rmse=_rms(terms @ found - gain))
 
 
-def compare_forms(kl, gain, upto: float, forms: tuple[str, ...] = FORMS) -> pd.DataFrame:
+def _rms(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def compare_forms(kl, gain, upto: float) -> pd.DataFrame:
     """Each form fit to the points with kl <= upto and asked about the others: a row a form, columns alpha, beta,
     `rmse` (of the fit), `beyond` (root mean squared error of the prediction), `peak_kl`."""
     kl, gain = _checked(kl, gain, least=1)
@@ -91,17 +91,15 @@ def compare_forms(kl, gain, upto: float, forms: tuple[str, ...] = FORMS) -> pd.D
         raise AlignkitError(f"compare_forms: no point on one side of {upto:g} nats; the points span {kl.min():.3g} to "
                             f"{kl.max():.3g}")  # fmt: skip
     rows = {}
-    for form in forms:
+    for form in FORMS:
         fit = fit_form(kl[near], gain[near], form)
-        beyond = float(np.sqrt(np.mean((fit.gain(kl[~near]) - gain[~near]) ** 2)))
+        beyond = _rms(fit.gain(kl[~near]) - gain[~near])
         rows[form] = {"alpha": fit.alpha, "beta": fit.beta, "rmse": fit.rmse, "beyond": beyond, "peak_kl": fit.peak_kl}
     return pd.DataFrame(rows).T
 
 
-def bootstrap_fit(
-    kl: np.ndarray, gain: np.ndarray, form: str, resamples: int = 500, seed: int = 0, level: float = 0.95
-) -> pd.DataFrame:
-    """A form fit to the mean over rows (prompts, or seeds), with percentile intervals from resampled rows.
+def bootstrap_fit(kl: np.ndarray, gain: np.ndarray, form: str, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
+    """A form fit to the mean over rows (prompts, or seeds), with 95 % percentile intervals from resampled rows.
 
     kl and gain: (rows, points). A row a quantity (alpha, beta, peak_kl, peak_gain), columns value, low, high.
     """
@@ -110,13 +108,11 @@ def bootstrap_fit(
         raise AlignkitError(f"bootstrap_fit needs two tables (rows, points) of one shape with two rows or more; got "
                             f"{kl.shape} and {gain.shape}")  # fmt: skip
     picks = [np.arange(len(kl)), *resampled(len(kl), resamples, np.random.default_rng([seed, 13]))]
-    found = pd.DataFrame([_numbers(fit_form(kl[p].mean(0), gain[p].mean(0), form)) for p in picks])
-    tails = found.iloc[1:].quantile([(1 - level) / 2, (1 + level) / 2], interpolation="nearest")
-    return pd.DataFrame({"value": found.iloc[0], "low": tails.iloc[0], "high": tails.iloc[1]})
-
-
-def _numbers(fit: Fit) -> dict[str, float]:
-    return {"alpha": fit.alpha, "beta": fit.beta, "peak_kl": fit.peak_kl, "peak_gain": fit.peak_gain}
+    fits = [fit_form(kl[p].mean(0), gain[p].mean(0), form) for p in picks]
+    found = pd.DataFrame({name: [getattr(fit, name) for fit in fits]
+                          for name in ("alpha", "beta", "peak_kl", "peak_gain")})  # fmt: skip
+    low, high = found[1:].quantile([0.025, 0.975], interpolation="nearest").to_numpy()
+    return pd.DataFrame({"value": found.iloc[0], "low": low, "high": high})
 
 
 def highest(kl, gain) -> tuple[float, float]:
