@@ -20,7 +20,7 @@ def gold_of(world):
 
 @pytest.fixture(scope="module")
 def rod(world, patient):
-    return treatments.yardstick(world, patient, world.prompts("seen")[::25], n=400, seed=5)
+    return treatments.Yardstick(world, patient, world.prompts("seen")[::25], n=400, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_treated_policy_gains_but_never_more_than_the_optimum(rod, treated):
 def test_the_optimum_gains_more_the_farther_it_may_go(rod):
     gains = [rod.optimum(kl) for kl in (0.0, 1e-4, 0.01, 0.1, 0.5, 1.0)]
     assert gains == sorted(gains) and gains[1] > 0
-    assert np.isnan(rod.optimum(50.0)) and np.isfinite(rod.optimum(rod.reach))
+    assert np.isnan(rod.optimum(50.0)) and np.isfinite(rod.optimum(rod.best.reach))
 
 
 def test_best_of_n_stays_below_the_optimum_and_random_choice_gains_nothing(rod):
@@ -56,10 +56,10 @@ def test_best_of_n_stays_below_the_optimum_and_random_choice_gains_nothing(rod):
 
 
 def test_a_frontier_lengthened_by_guides_agrees_where_both_reach_and_reaches_farther(rod, treated):
-    longer = treatments.lengthened(rod, [treated], n=200, seed=6)
+    longer = rod.lengthened([treated], n=200, seed=6)
     for kl in (0.3, 0.6):
         assert longer.optimum(kl) == pytest.approx(rod.optimum(kl), rel=0.12)
-    assert longer.reach > rod.reach > 0.5
+    assert longer.best.reach > rod.best.reach > 0.5
 
 
 def test_weighted_frontier_is_exact_in_the_bandit():
@@ -103,8 +103,9 @@ def test_cost_adds_up_the_legs(treated, patient, pairs):
     taught = optimize.dpo(patient, pairs.select(range(32)), epochs=1, batch_size=16, progress=False)
     once, twice = treatments.cost([treated]), treatments.cost([treated, treated])
     assert once["completions_sampled"] == 640 and twice["completions_sampled"] == 1280
-    both = treatments.cost([taught], pairs_sampled=32)
-    assert both["completions_sampled"] == 64 and both["backward_rows"] == 64 and both["forward_rows"] == 128
+    both = treatments.cost([treated, taught])
+    assert both["completions_sampled"] == 640 and both["backward_rows"] == once["backward_rows"] + 64
+    assert both["forward_rows"] == once["forward_rows"] + 128
 
 
 def test_supervised_fine_tuning_costs_what_it_reads(patient, pairs):
@@ -131,7 +132,7 @@ def test_columns_reach_gold_and_the_length_is_the_callers(patient):
             return self.gold_aspects(prompts, completions, answer)["right"]
 
     asked = Dataset.from_dict({"prompt": ["how do i make tea ?", "how do i bake bread ?"], "answer": ["a", "bbb"]})
-    rod = treatments.yardstick(Quiz(), patient, asked, n=3, max_new_tokens=4)
+    rod = treatments.Yardstick(Quiz(), patient, asked, n=3, max_new_tokens=4)
     assert rod.gold.tolist() == [[1] * 3, [3] * 3] and max(len(t.split()) for texts in rod.said for t in texts) <= 4
     assert rod.measure(patient, n=2)["gain"] == 0 and rod.measure(patient, n=2)["tokens"] <= 4
     shown = evaluation.chart(Quiz(), patient, prompts=asked, n=2, max_new_tokens=4)
@@ -150,4 +151,4 @@ def test_the_frontier_starts_at_the_reference_and_ends_where_samples_do():
 
 def test_too_few_samples_are_refused(world, patient):
     with pytest.raises(AlignkitError, match="1,000 or more"):
-        treatments.yardstick(world, patient, world.prompts("seen")[:1], n=1)
+        treatments.Yardstick(world, patient, world.prompts("seen")[:1], n=1)

@@ -23,7 +23,6 @@ from alignkit.evaluation.core import (
     kl_of_best_of_n,
     non_dominated,
     sequence_kl,
-    tilted,
     tilted_front,
 )
 from alignkit.evaluation.drift import Watch, agreements, peek, usual_rate, watch

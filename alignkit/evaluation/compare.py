@@ -59,21 +59,13 @@ def measure(world: World, policy: Policy, prompts: Sequence | Dataset, n: int, s
     return means, pd.DataFrame({"prompt": p, "completion": c, "gold": rows[("gold", "gold")]})
 
 
-def chart(
-    world: World,
-    before: Policy,
-    after: Policy | None = None,
-    split: str = "test",
-    n: int = 32,
-    seed: int = 0,
-    prompts: Sequence | Dataset | None = None,
-    max_new_tokens: int = 48,
-) -> Chart:
-    """Vital signs on the prompts of a split (or `prompts`) from n samples each: gold, aspects, symptom rates, length.
+def chart(world: World, before: Policy, after: Policy | None = None, n: int = 32, seed: int = 0,
+          prompts: Sequence | Dataset | None = None, max_new_tokens: int = 48) -> Chart:  # fmt: skip
+    """Vital signs on the test prompts (or `prompts`) from n samples each: gold, aspects, symptom rates, length.
 
     Intervals are t-intervals over prompts; the change is paired by prompt.
     """
-    prompts = world.prompts(split) if prompts is None else prompts
+    prompts = world.prompts("test") if prompts is None else prompts
     old, old_samples = measure(world, before, prompts, n, seed, max_new_tokens)
     table = _with_interval(old, "before")
     if after is None:
@@ -113,55 +105,36 @@ def spread(reward: Reward | Callable, prompts: list, completions: list[str], n: 
     return float(scores.std(1).mean()) or 1.0
 
 
-def side_by_side(
-    world: World,
-    patient: Policy,
-    rewards: Mapping[str, Reward | Callable],
-    told: Mapping[str, Mapping[str, float]] | None = None,
-    *,
-    steps: int,
-    prompts_per_step: int,
-    group_size: int,
-    n: int,
-    n_reference: int,
-    prompts: int,
-    treat: Callable[..., Policy] = rloo,
-    at_kl: float = 0.5,
-    beta: float = 0.1,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    split: str = "test",
-    max_new_tokens: int = 48,
-    progress: bool = True,
-    **options,
-) -> pd.DataFrame:
+def side_by_side(world: World, patient: Policy, rewards: Mapping[str, Reward | Callable],
+                 told: Mapping[str, Mapping[str, float]] | None = None, *, n: int, n_reference: int, prompts: int,
+                 treat: Callable[..., Policy] = rloo, seed: int = 0, max_new_tokens: int = 48,
+                 **options) -> pd.DataFrame:  # fmt: skip
     """Equal treatment of one patient by several rewards, a row each; sd: of gold within prompts.
 
-    Every reward is divided by its own `spread` over the reference samples, so that one `beta` and one `learning_rate`
-    mean the same to all. Two comparisons:
+    Every reward is divided by its own `spread` over the reference samples, so that one beta and one learning rate mean
+    the same to all. Two comparisons:
 
     - *gold gained (sd)*, *KL (nats)* and symptom rates of the patient treated by `treat` (a method of
-      `alignkit.optimize`: RLOO) with these `steps`, `prompts_per_step`, `group_size`, `beta`, `learning_rate` and
-      further `options`; from n samples of each prompt of `split` (half as many for the KL);
-    - *gold at N nats (sd)* of the exact optimum of this reward at the distance `at_kl`, which needs no training: from
-      `n_reference` samples of the patient for each of some `prompts` of `split`. NaN where they don't reach that far.
+      `alignkit.optimize`) with these `options` (beta 0.1 and learning_rate 1e-3 if they say nothing else); from n
+      samples of each test prompt (half as many for the KL);
+    - *gold at 0.5 nats (sd)* of the exact optimum of this reward at that distance, which needs no training: from
+      `n_reference` samples of the patient for each of some `prompts` of them. NaN where they don't reach that far.
 
     `told` (decisions and items read, say, for each reward) and the seconds of treatment are what it cost.
     """
     check_positive("side_by_side", n=n, n_reference=n_reference, prompts=prompts)
-    asked = world.prompts(split)
+    options = {"beta": 0.1, "learning_rate": 1e-3, "seed": seed, "max_new_tokens": max_new_tokens, **options}
+    asked = world.prompts("test")
     some = asked[:: max(1, len(asked) // prompts)][:prompts]
     pool = patient.rollout(some, n_reference, seed=seed + 1, max_new_tokens=max_new_tokens)
     gold = world.gold(pool.prompts, pool.completions).reshape(len(some), n_reference)
-    sd, untrained = gold.std(1).mean(), f"gold at {at_kl:g} nats (sd)"
+    sd, untrained = gold.std(1).mean(), "gold at 0.5 nats (sd)"
     before, _ = measure(world, patient, asked, n, seed + 2, max_new_tokens)
     rows = {"untreated": {"gold gained (sd)": 0.0, "KL (nats)": 0.0, untrained: np.nan, **_symptoms(before)}}
     for name, reward in rewards.items():
         scaled = Scaled(reward, spread(reward, pool.prompts, pool.completions, n_reference))
         start = time.perf_counter()
-        treated = treat(patient, world.prompts("treatment"), scaled, steps=steps, prompts_per_step=prompts_per_step,
-                        group_size=group_size, beta=beta, learning_rate=learning_rate, seed=seed, progress=progress,
-                        max_new_tokens=max_new_tokens, **options)  # fmt: skip
+        treated = treat(patient, world.prompts("treatment"), scaled, **options)
         seconds = time.perf_counter() - start
         after, _ = measure(world, treated, asked, n, seed + 2, max_new_tokens)
         scores = scaled(pool.prompts, pool.completions).scores.reshape(gold.shape)
@@ -169,7 +142,7 @@ def side_by_side(
         rows[name] = {
             "gold gained (sd)": (after - before)[("gold", "gold")].mean() / sd,
             "KL (nats)": sequence_kl(treated, patient, asked, -(-n // 2), seed + 3, max_new_tokens).mean(),
-            untrained: best.at(at_kl),
+            untrained: best.at(0.5),
             **(told or {}).get(name, {}),
             "seconds": seconds,
             **_symptoms(after),

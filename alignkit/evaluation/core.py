@@ -52,14 +52,12 @@ def best_of_n_weights(proxy: np.ndarray, n: int) -> np.ndarray:
     size = proxy.shape[1]
     if not 1 <= n <= size:
         raise AlignkitError(f"best of {n} can't be estimated from {size} samples a prompt: draw more or lower n")
-    ranks = np.arange(1, size + 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_weight = _log_choose(ranks - 1, n - 1) - _log_choose(size, n)
-    by_rank = np.where(ranks >= n, np.exp(np.where(ranks >= n, log_weight, -np.inf)), 0.0)
+    by_rank = np.exp(_log_choose(np.arange(size), n - 1) - _log_choose(size, n))
     return np.stack([_share_ties(row, by_rank) for row in proxy])
 
 
 def _log_choose(n, k):
+    """Logarithm of the binomial coefficient; -inf where n < k."""
     return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
 
 
@@ -82,12 +80,8 @@ def best_of_n_kl(scores: np.ndarray, ns) -> np.ndarray:
     and keeps the reference's odds within it. Probabilities are the samples' shares, so take many more samples than n.
     Without ties this is log n - (n-1)/n as samples grow; with ties that is an upper bound (2401.01879).
     """
-    return np.stack([_level_kl(row, np.asarray(ns, dtype=float)) for row in np.atleast_2d(scores)])
-
-
-def _level_kl(scores: np.ndarray, ns: np.ndarray) -> np.ndarray:
-    _, count = np.unique(scores, return_counts=True)
-    return kl_of_best_of_n(count / len(scores), ns)
+    shares = [np.unique(row, return_counts=True)[1] / len(row) for row in np.atleast_2d(scores)]
+    return np.stack([kl_of_best_of_n(share, ns) for share in shares])
 
 
 def kl_of_best_of_n(level_probability: np.ndarray, ns) -> np.ndarray:
@@ -109,13 +103,13 @@ def kl_bound(ns) -> np.ndarray:
 @dataclass
 class Frontier:
     """Points of the exact optimum, one entry for each beta: mean over prompts of KL (nats) and of the reward, and the
-    smallest effective sample size over prompts. `start`: the reward at a KL of 0, the reference's own."""
+    smallest effective sample size of a prompt. `start`: the reward at a KL of 0, the reference's own."""
 
     beta: np.ndarray
     kl: np.ndarray
     value: np.ndarray
     ess: np.ndarray
-    start: float = float("nan")
+    start: float
 
     def shown(self) -> Frontier:
         """Without the points whose effective sample size is below MIN_ESS."""
@@ -135,7 +129,7 @@ class Frontier:
             return float("nan")
         order = np.argsort(ok.kl)
         x, y = ok.kl[order], ok.value[order]
-        if kl < x[0] and np.isfinite(self.start):
+        if kl < x[0]:
             return float(self.start + (y[0] - self.start) * np.sqrt(max(kl, 0.0) / x[0]))
         return float(np.interp(kl, x, y, right=np.nan))
 
@@ -157,8 +151,7 @@ def frontier(reward: np.ndarray, betas=None, values: np.ndarray | None = None,
 
 
 def _tilt(reward: np.ndarray, values: np.ndarray, beta: float, log_weight: np.ndarray | None = None):
-    """KL and values of the optimum, means over prompts, and the least effective sample size of a prompt. `values`:
-    (prompts, samples), or with any axes before these, which stay."""
+    """KL, values and effective sample size of one such point. Axes of `values` before (prompts, samples) stay."""
     tilt, known = reward / beta, np.zeros_like(reward) if log_weight is None else log_weight
     log_z = logsumexp(tilt + known, axis=1, keepdims=True)
     w = np.exp(tilt + known - log_z)
@@ -206,33 +199,26 @@ def hypervolume(points, reference: Sequence[float]) -> float:
     return area
 
 
-def tilted(rewards, weights: Sequence[float], beta: float) -> dict:
-    """The exact optimum for these weights, from the reference's samples: `value` of each objective, `kl` (nats), `ess`.
-
-    `rewards`: (K, prompts, samples); means over prompts, `ess` the least effective sample size of a prompt.
-    """
-    rewards = _rewards(rewards, weights)
-    kl, value, ess = _tilt(np.tensordot(np.asarray(weights, dtype=np.float64), rewards, 1), rewards, beta)
-    return {"value": value, "kl": float(kl), "ess": float(ess)}
-
-
 def tilted_front(rewards, weights: Sequence[Sequence[float]], kl: float | None = None, beta: float | None = None,
                  names: Sequence[str] | None = None) -> pd.DataFrame:  # fmt: skip
-    """The exact front: a row for each weight vector, all at one KL (nats) or all at one beta.
+    """The exact front, from the reference's samples: a row for each weight vector, all at one KL (nats) or one beta.
 
-    Columns: the objectives (`names`, default 0, 1, ...), kl, beta, ess. Take many samples; look at `ess`.
+    `rewards`: (K, prompts, samples). Columns: the objectives (`names`, default 0, 1, ...), kl, beta, ess: the least
+    effective sample size of a prompt. Take many samples.
     """
     if (kl is None) == (beta is None):
         raise AlignkitError("tilted_front: give either kl (nats) or beta, and not both")
-    rewards = np.asarray(rewards, dtype=np.float64)
+    rewards, weights = np.asarray(rewards, dtype=np.float64), np.atleast_2d(np.asarray(weights, dtype=np.float64))
+    if rewards.ndim != 3 or len(rewards) != weights.shape[1]:
+        raise AlignkitError(f"rewards have shape {rewards.shape}; {weights.shape[1]} weights need "
+                            f"({weights.shape[1]}, prompts, samples)")  # fmt: skip
     rows = []
     for w in weights:
-        score = np.tensordot(np.asarray(w, dtype=np.float64), _rewards(rewards, w), 1)
-        b = beta_for_kl(score, kl) if beta is None else beta
-        point = tilted(rewards, w, b)
-        rows.append({**dict(zip(names or range(len(rewards)), point["value"], strict=True)), "kl": point["kl"],
-                     "beta": b, "ess": point["ess"]})  # fmt: skip
-    return pd.DataFrame(rows)
+        score = np.tensordot(w, rewards, 1)
+        at = beta_for_kl(score, kl) if beta is None else beta
+        far, values, ess = _tilt(score, rewards, at)
+        rows.append([*values, far, at, ess])
+    return pd.DataFrame(rows, columns=[*(names or range(len(rewards))), "kl", "beta", "ess"])
 
 
 def _points(points) -> np.ndarray:
@@ -240,12 +226,3 @@ def _points(points) -> np.ndarray:
     if points.ndim != 2 or not np.isfinite(points).all():
         raise AlignkitError(f"points must be finite numbers, a row a policy and a column an objective; {points.shape}")
     return points
-
-
-def _rewards(rewards, weights: Sequence[float]) -> np.ndarray:
-    rewards = np.asarray(rewards, dtype=np.float64)
-    if rewards.ndim != 3 or len(rewards) != len(weights):
-        raise AlignkitError(
-            f"rewards have shape {rewards.shape}; {len(weights)} weights need ({len(weights)}, prompts, samples)"
-        )
-    return rewards

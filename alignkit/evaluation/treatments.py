@@ -5,8 +5,8 @@ A swept method is a list of points, one for each policy on the way; `at` reads s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import copy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,29 +23,46 @@ from alignkit.worlds.base import World, judge_rows
 COSTS = ("completions_sampled", "forward_rows", "backward_rows", "updates", "seconds")
 
 
-@dataclass
 class Yardstick:
-    """One patient on some prompts: `said`, its samples, a list a prompt; `gold`, theirs, shape (prompts, samples);
-    `base`, the mean gold; `best`, the exact optimum's frontier, from those samples (or, with `lengthened`, more).
-    `columns` of the prompts' rows reach the world's gold."""
+    """What can be gained from one patient on some prompts, by n of its samples for each: some 2,000 reach 2 nats,
+    20,000 reach 4. The columns of a Dataset of prompts reach the world's gold.
 
-    world: World
-    patient: Policy
-    prompts: list
-    said: list[list[str]]
-    gold: np.ndarray
-    best: Frontier
-    max_new_tokens: int = 48
-    columns: Mapping[str, Sequence] = field(default_factory=dict)
+    `said`: the samples, a list a prompt; `gold`: theirs, shape (prompts, samples), and `base` its mean; `best`: the
+    exact optimum's `Frontier`.
+    """
 
-    @property
-    def base(self) -> float:
-        return float(self.gold.mean())
+    def __init__(self, world: World, patient: Policy, prompts: Sequence | Dataset, n: int = 2000, seed: int = 0,
+                 max_new_tokens: int = 48):  # fmt: skip
+        if n < 2:
+            raise AlignkitError(f"Yardstick: the optimum can't be read off {n} sample a prompt; take 1,000 or more")
+        self.world, self.patient, self.max_new_tokens = world, patient, max_new_tokens
+        self.prompts, self.columns = columns_of(prompts)
+        self.said = patient.sample(self.prompts, n, seed=seed, max_new_tokens=max_new_tokens)
+        self.gold = self.judge([text for texts in self.said for text in texts])
+        self.base, self.best = float(self.gold.mean()), frontier(self.gold)
 
-    @property
-    def reach(self) -> float:
-        """The largest KL (nats) up to which the optimum is known; 0 if there are too few samples for any."""
-        return self.best.reach
+    def lengthened(self, guides: Sequence[Policy], n: int = 256, seed: int = 0) -> Yardstick:
+        """The same with a frontier that reaches farther, by samples of treated policies, which lie out there.
+
+        Multiple importance sampling: n samples a prompt of the patient and of each guide, weighted by pi_ref / (their
+        mixture). The patient is part of the mixture, so nothing that it can say is left out, whatever the guides are.
+        At each beta that estimate is kept, old or new, which has the larger effective sample size.
+        """
+        policies = [self.patient, *guides]
+        logw, gold = [], []
+        for k, sampler in enumerate(policies):
+            said = sampler.rollout(self.prompts, n, seed=seed * 1000 + k, max_new_tokens=self.max_new_tokens)
+            each = torch.stack([summed_logprobs(policy, said.batch).double() for policy in policies])
+            mixture = torch.logsumexp(each, 0) - np.log(len(policies))
+            logw.append((each[0] - mixture).reshape(len(self.prompts), n).cpu().numpy())
+            gold.append(self.judge(said.completions))
+        old = self.best
+        new = frontier(np.concatenate(gold, 1), old.beta, log_weight=np.concatenate(logw, 1))
+        better = new.ess > old.ess
+        columns = (np.where(better, getattr(new, name), getattr(old, name)) for name in ("kl", "value", "ess"))
+        longer = copy.copy(self)
+        longer.best = Frontier(old.beta, *columns, old.start)
+        return longer
 
     def optimum(self, kl: float) -> float:
         """The exact optimum's gain of gold at this KL (nats); NaN beyond what the samples support."""
@@ -56,18 +73,17 @@ class Yardstick:
         `gold_sd` within prompts, from n samples a prompt."""
         kl = float(sequence_kl(policy, self.patient, self.prompts, n, seed, self.max_new_tokens).mean())
         said = policy.rollout(self.prompts, n, seed=seed, max_new_tokens=self.max_new_tokens)
-        gold = self.judge(said.prompts, said.completions)
-        gain = float(gold.mean()) - self.base
-        spread = float(gold.reshape(len(self.prompts), n).std(1).mean())
+        gold = self.judge(said.completions)
+        gain, best = float(gold.mean()) - self.base, self.optimum(kl)
         tokens = float(said.batch.mask.sum(1).double().mean())
-        best = self.optimum(kl)
-        efficiency = gain / best if best > 0 else float("nan")
-        return {"kl": kl, "gain": gain, "efficiency": efficiency, "tokens": tokens, "gold_sd": spread}
+        return {"kl": kl, "gain": gain, "efficiency": gain / best if best > 0 else float("nan"), "tokens": tokens,
+                "gold_sd": float(gold.std(1).mean())}  # fmt: skip
 
-    def judge(self, prompts: list, completions: list[str]) -> np.ndarray:
-        """The world's gold of completions, equally many for each of `self.prompts` in turn."""
-        known = repeated(self.columns, len(completions) // len(self.prompts))
-        return judge_rows(self.world.gold, prompts, completions, known)
+    def judge(self, completions: list[str]) -> np.ndarray:
+        """The world's gold of completions, equally many for each of `self.prompts` in turn: (prompts, completions)."""
+        n = len(completions) // len(self.prompts)
+        prompts = [prompt for prompt in self.prompts for _ in range(n)]
+        return judge_rows(self.world.gold, prompts, completions, repeated(self.columns, n)).reshape(-1, n)
 
     def scores(self, reward: Reward | Callable, n: int | None = None) -> np.ndarray:
         """What a reward says of the first n (default: all) samples of each prompt, shape (prompts, samples)."""
@@ -86,41 +102,6 @@ class Yardstick:
                              "efficiency": gain / np.array([self.optimum(k) for k in kl])})  # fmt: skip
 
 
-def yardstick(world: World, patient: Policy, prompts: Sequence | Dataset, n: int = 2000, seed: int = 0,
-              max_new_tokens: int = 48) -> Yardstick:  # fmt: skip
-    """From n samples of the patient for each prompt: some 2,000 reach 2 nats, 20,000 reach 4."""
-    if n < 2:
-        raise AlignkitError(f"yardstick: the optimum can't be read off {n} sample a prompt; take 1,000 or more")
-    prompts, columns = columns_of(prompts)
-    said = patient.sample(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
-    known = Yardstick(world, patient, prompts, said, np.empty((len(prompts), 0)), None, max_new_tokens, columns)
-    gold = known.judge([prompt for prompt in prompts for _ in range(n)], [text for texts in said for text in texts])
-    gold = gold.reshape(len(prompts), n)
-    return replace(known, gold=gold, best=frontier(gold))
-
-
-def lengthened(known: Yardstick, guides: Sequence[Policy], n: int = 256, seed: int = 0) -> Yardstick:
-    """The same yardstick with a frontier that reaches farther, by samples of treated policies, which lie out there.
-
-    Multiple importance sampling: n samples a prompt of the patient and of each guide, weighted by pi_ref / (their
-    mixture). The patient is part of the mixture, so nothing that it can say is left out, whatever the guides are. At
-    each beta that estimate is kept, old or new, which has the larger effective sample size.
-    """
-    policies = [known.patient, *guides]
-    logw, gold = [], []
-    for k, sampler in enumerate(policies):
-        said = sampler.rollout(known.prompts, n, seed=seed * 1000 + k, max_new_tokens=known.max_new_tokens)
-        each = torch.stack([summed_logprobs(policy, said.batch).double() for policy in policies])
-        mixture = torch.logsumexp(each, 0) - np.log(len(policies))
-        logw.append((each[0] - mixture).reshape(len(known.prompts), n).cpu().numpy())
-        gold.append(known.judge(said.prompts, said.completions).reshape(len(known.prompts), n))
-    logw, gold = np.concatenate(logw, 1), np.concatenate(gold, 1)
-    old, new = known.best, frontier(gold, known.best.beta, log_weight=logw)
-    better = new.ess > old.ess
-    columns = (np.where(better, getattr(new, name), getattr(old, name)) for name in ("kl", "value", "ess"))
-    return replace(known, best=Frontier(old.beta, *columns, old.start))
-
-
 def at(points: pd.DataFrame, kl: float, column: str = "gain") -> float:
     """A swept curve read at this KL: linear between its points, from nothing at 0 nats; NaN beyond its last point.
 
@@ -133,15 +114,13 @@ def at(points: pd.DataFrame, kl: float, column: str = "gain") -> float:
     return float(np.interp(kl, x, y, right=np.nan))
 
 
-def efficiency_at(points: pd.DataFrame, yardstick: Yardstick, kls: Sequence[float] = (1.0, 2.0, 4.0)) -> pd.Series:
+def efficiency_at(points: pd.DataFrame, yardstick: Yardstick, kls: Sequence[float]) -> pd.Series:
     """Share of the optimum's gain that a swept method reaches at each KL; NaN where its curve or the optimum's ends."""
     return pd.Series({kl: at(points, kl) / yardstick.optimum(kl) for kl in kls})
 
 
-def cost(policies: Sequence[Policy], pairs_sampled: int = 0) -> dict[str, float]:
+def cost(policies: Sequence[Policy]) -> dict[str, float]:
     """What a treatment in several legs has cost in all, by `policy.spent`: completions sampled, completions read in
     forward passes (by the policy, and by its reference, which methods on fixed data read once) and in backward passes,
-    updates, seconds. `pairs_sampled` pairs had to be sampled for the data.
-    """
-    total = {name: sum(policy.spent.get(name, 0) for policy in policies) for name in COSTS}
-    return {**total, "completions_sampled": total["completions_sampled"] + 2 * pairs_sampled}
+    updates, seconds."""
+    return {name: sum(policy.spent.get(name, 0) for policy in policies) for name in COSTS}
