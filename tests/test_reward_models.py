@@ -31,7 +31,7 @@ from alignkit.policy import Policy
 from alignkit.rewards import BradleyTerry, ByToken, ImplicitReward, step_tokens
 from alignkit.rewards import model as reward_model
 from alignkit.rewards.data import check_pairs
-from alignkit.rewards.process import token_ends
+from alignkit.rewards.texts import token_ends
 
 FEW = {"epochs": 1, "batch_size": 8, "progress": False}
 

@@ -9,9 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from alignkit import optimize
 from alignkit.errors import AlignkitError
 from alignkit.optimize.advantages import group_centered, group_normalized, leave_one_out
-from alignkit.optimize.experience import token_ends, token_rewards
+from alignkit.optimize.experience import token_rewards
 from alignkit.policy import Policy, Rollout
 from alignkit.rewards import Judgement
+from alignkit.rewards.texts import token_ends
 
 PROMPTS = ["please explain iron ?", "tell me about glass .", "how do i cook rice ?", "please explain salt ?"]
 TEXT = " the tea\n\nis hot . é"
@@ -77,7 +78,7 @@ def test_rewards_of_tokens_meet_where_samples_were_cut_otherwise(bytes_policy):
     laid = token_rewards(Judgement(np.zeros(1), tokens=[values]), bytes_policy, rollout)
     assert len(read) < len(ids) and laid[0].nan_to_num().sum() == values.sum()
     assert laid[0, -1] == values[-1]  # the end of sequence's own
-    the = token_ends(bytes_policy, ids[:-1], TEXT).tolist().index(4)  # " the" ends in its fourth character
+    the = token_ends(bytes_policy, ids[:-1], TEXT).index(3)  # "the" ends in its third letter
     assert laid[0, the] == values[0] and laid[0, :the].isnan().all()
 
 

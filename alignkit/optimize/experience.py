@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.errors import RewardError
 from alignkit.policy import Batch, Policy, Rollout, positions
 from alignkit.rewards.base import Judgement
+from alignkit.rewards.texts import step_tokens, token_ends
 
 CREDITS = ("finest", "response")
 
@@ -150,10 +151,10 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
     """The finest credit the judgement holds, laid on the tokens that were sampled, shape (N, T), NaN where nothing is
     paid; None if it has only scores.
 
-    The reward of a step (or segment) goes to the token that holds its last character. Rewards of tokens are taken as
-    they are where the text, tokenized again, gives the sampled tokens; else each goes to the sampled token that holds
-    its last character (those that meet there are added up), and that of the end of sequence to the last one.
-    RewardError if the numbers don't match the completions.
+    The reward of a step (or segment) goes to the token that holds its last character, white space aside. Rewards of
+    tokens are taken as they are where the text, tokenized again, gives the sampled tokens; else each goes to the
+    sampled token that holds its last character (those that meet there are added up), and that of the end of sequence to
+    the last one. RewardError if the numbers don't match the completions.
     """
     finest = judgement.tokens or judgement.steps
     if finest is None:
@@ -169,8 +170,9 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
         ids, text = batch.completion[row][batch.mask[row] > 0].tolist(), rollout.completions[row]
         ended = bool(rollout.ended[row])
         if judgement.tokens is None:
-            places = _holding(judgement.ends[row], policy, ids[: len(ids) - ended], text)
-            fits, what, room = len(places) == len(values), "step", len(judgement.ends[row])
+            ends, what, room = judgement.ends[row], "step", len(judgement.ends[row])
+            (places,) = step_tokens(policy, [text], [ends], [ids[: len(ids) - ended]])
+            fits = room == len(values) and all(1 <= end <= len(text) for end in ends)
         else:
             places = _places_of_tokens(len(values), policy, read[row], ids, text, ended)
             fits, what, room = bool(places) or not len(values), "token", len(ids)
@@ -183,35 +185,16 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
     return rewards.to(batch.ids.device)
 
 
-def token_ends(policy: Policy, ids: list[int], text: str) -> np.ndarray:
-    """Where in `text` each of the sampled tokens `ids` ends, in characters, shape (tokens,).
-
-    From the lengths of the decoded beginnings: `text` is what the ids say, perhaps without blanks around it. A
-    character of several tokens ends with the last of them.
-    """
-    beginnings = [ids[: k + 1] for k in range(len(ids))]
-    said = policy.tokenizer.batch_decode(beginnings, skip_special_tokens=True) if ids else []
-    whole = said[-1] if said else ""
-    lead = max(whole.find(text), 0)
-    lengths = [len(part if whole.startswith(part) else part.rstrip("\ufffd")) - lead for part in said]
-    return np.clip(lengths, 0, len(text))
-
-
-def _holding(ends: list[int], policy: Policy, ids: list[int], text: str) -> list[int]:
-    """The sampled token that holds the character before each of `ends`; none if there are no such characters."""
-    if not ids or not len(ends) or max(ends) > len(text) or min(ends) < 1:
-        return []
-    return np.searchsorted(token_ends(policy, ids, text), ends).clip(max=len(ids) - 1).tolist()
-
-
 def _places_of_tokens(n: int, policy: Policy, read: list[int], ids: list[int], text: str, ended: bool) -> list[int]:
     """The sampled token to which each of n rewards of tokens belongs; none if their number does not fit.
 
     `read`: the text tokenized again, as a reward reads it, with an end of sequence, sampled or not.
     """
     if read[: len(ids)] != ids and n in (len(read), len(read) - 1):
-        ends = token_ends(policy, read[:-1], text).clip(min=1).tolist()
-        return _holding(ends, policy, ids[: len(ids) - ended], text) + [len(ids) - 1] * ended
+        own = ids[: len(ids) - ended]
+        ends = np.maximum(token_ends(policy, read[:-1], text), 1)
+        places = np.searchsorted(token_ends(policy, own, text), ends).clip(max=len(own) - 1)
+        return places.tolist() + [len(ids) - 1] * ended
     return list(range(len(ids))) if n in (len(ids), len(ids) + (not ended)) else []
 
 

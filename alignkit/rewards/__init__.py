@@ -46,7 +46,7 @@ from alignkit.rewards.objectives import (
 )
 from alignkit.rewards.personal import PersonalReward, sort_people
 from alignkit.rewards.pictures import Grounded, PictureReward, detector
-from alignkit.rewards.process import ProcessReward, aggregate_steps, step_tokens
+from alignkit.rewards.process import ProcessReward, aggregate_steps
 from alignkit.rewards.rules import (
     Check,
     Rubric,
@@ -74,6 +74,6 @@ from alignkit.rewards.scalar import (
     score_pairs,
 )
 from alignkit.rewards.shelf import shelf
-from alignkit.rewards.texts import parses, read_faults, reader, sentence_ends, write_faults
+from alignkit.rewards.texts import parses, read_faults, reader, sentence_ends, step_tokens, write_faults
 from alignkit.rewards.tokens import ByToken, ImplicitReward
 from alignkit.rewards.vector import Distributional, Gated, MultiAspect, explained

@@ -18,7 +18,7 @@ from alignkit.policy import Batch, Policy, load_policy
 from alignkit.rewards.base import Judgement, unique_rows
 from alignkit.rewards.data import check_steps
 from alignkit.rewards.model import RewardModel, parts_of
-from alignkit.rewards.texts import sentence_ends
+from alignkit.rewards.texts import sentence_ends, step_tokens
 
 UNITS = ("step", "segment", "response")
 AGGREGATES = ("product", "min", "last", "mean", "sum")
@@ -41,43 +41,6 @@ def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
     if how == "mean":
         return np.cumsum(values) / np.arange(1, len(values) + 1)
     return np.cumsum(2 * values - 1) if how == "sum" else values
-
-
-def token_ends(policy: Policy, ids: list[int], text: str) -> list[int]:
-    """Where in the text each of its tokens ends, counted in characters that are no white space.
-
-    Tokens are read one by one and found in the text. One that can't be found (unknown words, parts of a character,
-    pieces written with a mark of their own) ends where the next one that can be found begins.
-    """
-    rest, at, lost, ends = "".join(text.split()).casefold(), 0, 0, []
-    for token in policy.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True):
-        piece = "".join(token.split()).casefold()
-        found = rest.find(piece, at) if piece else -1
-        if found == at or (found > at and lost):
-            ends[len(ends) - lost :] = [found] * lost
-            at, lost = found + len(piece), 0
-            ends.append(at)
-        else:
-            lost += 1
-            ends.append(len(rest))
-    return ends
-
-
-def step_tokens(
-    policy: Policy, completions: list[str], ends: list[list[int]], ids: list[list[int]] | None = None
-) -> list[list[int]]:
-    """Index of the token that ends each step, counted from the completion's first; `ends` in characters.
-
-    `ids`: the token ids of the completions, as they were sampled or encoded (default: those of the texts on their own).
-    Steps are laid on them by counting characters; nothing is tokenized a second time.
-    """
-    ids = [policy.completion_ids(text, ended=False) for text in completions] if ids is None else ids
-    places = []
-    for text, tokens, row in zip(completions, ids, ends, strict=True):
-        until = token_ends(policy, tokens, text)
-        goals = [len("".join(text[:end].split())) for end in row]
-        places.append(np.searchsorted(until, goals).clip(max=max(len(until) - 1, 0)).tolist())
-    return places
 
 
 class ProcessReward(RewardModel):
@@ -125,7 +88,8 @@ class ProcessReward(RewardModel):
         reward = cls.new(backbone, seed, pooling).but(unit=unit, aggregate=aggregate, credit=credit)
         texts = [" ".join(row) for row in steps["completions"]]
         rows = reward.encode(steps["prompt"][:], texts)
-        places = reward.places(rows, texts, [_ends(row) for row in steps["completions"]])
+        ends = [np.cumsum([len(text) + 1 for text in row]) - 1 for row in steps["completions"]]
+        places = reward.places(rows, texts, ends)
         target = _padded(labels, torch.nan).float()
         offset = reward.offsets(rows, places, target) if surprise else torch.zeros_like(target)
 
@@ -221,11 +185,6 @@ class ProcessReward(RewardModel):
         if reward.surprise:
             reward.backbone = load_policy(Path(folder) / "backbone")
         return reward
-
-
-def _ends(steps: list[str]) -> list[int]:
-    """Where each step ends in " ".join(steps), in characters."""
-    return (np.cumsum([len(text) + 1 for text in steps]) - 1).tolist()
 
 
 def _before(last: Tensor) -> Tensor:

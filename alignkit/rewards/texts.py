@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from tokenizers import AddedToken
 
@@ -32,13 +33,10 @@ def text_of(said: str | list, role: str) -> str:
 
 def plain_prompts(prompts: Iterable) -> list[str]:
     """The prompts, if all are plain text; DataError naming the first row of messages."""
-    prompts = list(prompts)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts := list(prompts)):
         if not isinstance(prompt, str):
-            raise DataError(
-                f"row {row}: the prompt is {type(prompt).__name__}, but it is read as part of a longer text; write "
-                "messages out as one string"
-            )
+            raise DataError(f"row {row}: the prompt is {type(prompt).__name__}, but it is read as part of a longer "
+                            "text; write messages out as one string")  # fmt: skip
     return prompts
 
 
@@ -85,6 +83,48 @@ def before_sentence(completion: str, place: int) -> str:
 def without_sentences(completion: str, places: Sequence[int]) -> str:
     """The completion without the sentences with these numbers."""
     return " ".join(text for place, text in enumerate(sentences(completion), 1) if place not in places)
+
+
+def bare(text: str) -> str:
+    """What all tokenizers keep of a text: no white space, no capitals."""
+    return "".join(text.split()).casefold()
+
+
+def token_ends(policy: Policy, ids: list[int], text: str) -> list[int]:
+    """Where in the bare text each of its tokens ends, in characters.
+
+    Tokens are read one by one and found in the text. Of those that can't be found (unknown words, parts of a character,
+    pieces written with a mark of their own) the last ends where the next one that can be found begins, and the others
+    where the one before them does.
+    """
+    whole, at, lost, ends = bare(text), 0, False, []
+    for piece in map(bare, policy.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)):
+        found = whole.find(piece, at) if piece else -1
+        if found == at or (found > at and lost):
+            if lost:
+                ends[-1] = found
+            at, lost = found + len(piece), False
+        else:
+            lost = True
+        ends.append(at)
+    return [*ends[:-1], len(whole)] if lost else ends
+
+
+def step_tokens(
+    policy: Policy, completions: list[str], ends: list[list[int]], ids: list[list[int]] | None = None
+) -> list[list[int]]:
+    """Index of the token that ends each step, counted from the completion's first; `ends` in characters.
+
+    `ids`: the token ids of the completions, as they were sampled or encoded (default: those of the texts on their own).
+    Steps are laid on them by counting characters; nothing is tokenized a second time.
+    """
+    ids = [policy.completion_ids(text, ended=False) for text in completions] if ids is None else ids
+    places = []
+    for text, tokens, row in zip(completions, ids, ends, strict=True):
+        goals = [len(bare(text[:end])) for end in row]
+        held = np.searchsorted(token_ends(policy, tokens, text), goals)
+        places.append(held.clip(max=max(len(tokens) - 1, 0)).tolist())
+    return places
 
 
 def reader(backbone: Policy | str, words: Iterable[str] = (), context: int = 0, seed: int = 0) -> Policy:
