@@ -28,7 +28,6 @@ def examples(world, policy, pairs) -> dict[str, rewards.Reward]:
     parts = {"thanks": rules, "short": RuleReward([Rule("short", words_over(3), -1.0)])}
     equal = dict.fromkeys(parts, 0.5)
     shapes, seeing = worlds.load("shapes"), load_picture_policy("shapes")
-    people = rewards.PersonalReward.new(policy, outputs=2)
     more = [
         rewards.RandomReward(1), rewards.as_reward(lambda prompts, completions: map(len, completions), "length"),
         rewards.BagOfWords.fit(pairs), rewards.Shaped(rules), rewards.Weighted(parts, equal), rewards.Worst(parts),
@@ -36,8 +35,8 @@ def examples(world, policy, pairs) -> dict[str, rewards.Reward]:
         rewards.Decoupled(parts, whiten=False), rewards.Asked(parts, {"how": equal, "please": {"short": 1.0}}),
         rewards.ByTask({"how": rules, "please": learned}, lambda prompt: prompt.split()[0]),
         rewards.Ensemble([learned, rewards.BradleyTerry.new(policy, 1)]), rewards.SameHead.new(policy),
-        rewards.WorstGroup(parts, [0.5, 0.5]), rewards.Distributional.new(policy, outputs=2), people,
-        people.for_annotator(None), rewards.PictureReward.new(seeing),
+        rewards.WorstGroup(parts, [0.5, 0.5]), rewards.Distributional.new(policy, outputs=2),
+        rewards.PersonalReward.new(policy, outputs=2), rewards.PictureReward.new(seeing),
         rewards.Grounded(rewards.detector(shapes), shapes.named),
         rewards.Gated.fit(pairs.select(range(8)), shelf["MultiAspect"], steps=2),
     ]  # fmt: skip

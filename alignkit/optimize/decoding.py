@@ -71,8 +71,8 @@ class PrefixValue(RewardModel):
         outputs = self.outputs_by_token(batch)[..., 0] * batch.mask
         return outputs if self.pooling == "last" else outputs.cumsum(1) / batch.mask.cumsum(1).clamp(min=1)
 
-    def judge(self, *args, **options) -> Judgement:
-        said = super().judge(*args, **options)
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        said = super().judge(prompts, completions)
         said.scores = said.scores * self.units[1] + self.units[0]
         return said
 

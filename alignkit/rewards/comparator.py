@@ -17,7 +17,7 @@ from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.losses import bradley_terry_loss
-from alignkit.rewards.model import RewardModel, as_backbone, parts_of
+from alignkit.rewards.model import RewardModel, as_backbone, read_rows
 from alignkit.rewards.texts import reader, text_of
 from alignkit.tokens import Batch
 
@@ -81,12 +81,13 @@ class Comparator(RewardModel, PairReward):
     """
 
     reads = "text"
+    kept = {"opponents": 4, "both_orders": False, "seed": 0}
     kind = {"name": "comparator", "format": "ranking", "granularity": "response", "source": "2306.02561"}
 
     @classmethod
     def fit(
-        cls, pairs: Dataset, backbone: Policy | str, opponents: int = 4, both_orders: bool = False, context: int = 144,
-        seed: int = 0, keep_order: bool = False, **options,
+        cls, pairs: Dataset, backbone: Policy | str, context: int = 144, seed: int = 0, keep_order: bool = False,
+        **options,
     ) -> Comparator:  # fmt: skip
         """Fit to `prompt/chosen/rejected`, each pair read in a random order.
 
@@ -99,7 +100,7 @@ class Comparator(RewardModel, PairReward):
         reward = cls.new(reader(as_backbone(backbone), context=context), seed, outputs=2)
         with torch.no_grad():
             reward.head.weight[1] = reward.head.weight[0]
-        reward.opponents, reward.both_orders, reward.seed = opponents, both_orders, seed
+        reward.seed = seed
         rows = reward.encode_both(prompts, first, second)
         sign = torch.tensor(np.where(chose_first, 1.0, -1.0)).float().to(rows.ids.device)
 
@@ -126,29 +127,18 @@ class Comparator(RewardModel, PairReward):
         out = self.outputs(batch)
         return out[:, 0] - out[:, 1]
 
-    @torch.no_grad()
-    def first_better(self, prompts: list, first: list[str], second: list[str], batch_size: int = 512) -> np.ndarray:
-        if not prompts:
-            return np.zeros(0)
+    def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
         batch = self.encode_both(prompts, first, second)
-        out = torch.empty(len(batch))
-        for part in parts_of(batch, self.model, batch_size):
-            out[part] = self.forward(batch.rows(part)).float().cpu()
-        return out.double().numpy()
+        return np.array(read_rows(batch, self.model, lambda rows, _: self.forward(rows).tolist()), dtype=float)
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         return PairReward.judge(self, prompts, completions)
 
-    def save(self, folder: str | Path) -> Path:
-        self.model.config.alignkit_comparator = [self.opponents, self.both_orders, self.seed]
-        return super().save(folder)
-
     @classmethod
     def load(cls, folder: str | Path) -> Comparator:
         reward = super().load(folder)
-        if not hasattr(reward.model.config, "alignkit_comparator"):
+        if not hasattr(reward.model.config, "alignkit_opponents"):
             raise AlignkitError(f"{str(folder)!r} is no comparator: it was not written by Comparator.save")
-        reward.opponents, reward.both_orders, reward.seed = reward.model.config.alignkit_comparator
         return reward
 
 

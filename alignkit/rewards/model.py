@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,18 +49,31 @@ class RewardModel(Reward):
     #: what the card of this class says
     kind = {"name": "", "format": "scalar", "granularity": "response", "source": ""}
 
-    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
+    #: further attributes that `save` writes into the model's config, from where they are read again; their defaults
+    kept: Mapping[str, Any] = {}
+
+    def __init__(self, model, backbone: Policy, pooling: str = "mean"):
         check_choice(type(self).__name__, "pooling", pooling, POOLINGS)
         self.model, self.backbone, self.pooling = model.eval(), backbone, pooling
         self.history = pd.DataFrame()
-        card = {"construction_basis": "data-driven", "expression": "explicit", **self.kind}
-        self.card = RewardCard(**{**card, "name": name or card["name"]})
+        self.card = RewardCard(**{"construction_basis": "data-driven", "expression": "explicit", **self.kind})
+        for name, default in self.kept.items():
+            setattr(self, name, getattr(model.config, f"alignkit_{name}", default))
 
     @classmethod
     def new(cls, backbone: Policy | str | Path, seed: int = 0, pooling: str = "mean", outputs: int = 1):
         """The backbone's weights with a fresh head, drawn from `seed`; the backbone itself is not changed."""
         backbone = as_backbone(backbone)
         return cls(with_head(backbone, outputs, seed), backbone, pooling)
+
+    def but(self, **changes):
+        """The same reward with some attributes changed; nothing is fit, and the model is shared."""
+        unknown = [name for name in changes if not hasattr(self, name)]
+        if unknown:
+            raise AlignkitError(f"{type(self).__name__}.but: nothing called {unknown[0]!r}")
+        other = copy.copy(self)
+        other.__dict__.update(changes)
+        return other
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -104,32 +118,26 @@ class RewardModel(Reward):
         """Scores of a token batch, shape (N,): the first of the K numbers; differentiable."""
         return self.outputs(batch)[:, 0]
 
-    def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
-        return Judgement(self.predict(prompts, completions, batch_size)[:, 0])
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
+        return Judgement(self.predict(prompts, completions)[:, 0])
 
-    @torch.no_grad()
-    def predict(self, prompts: list, completions: list[str], batch_size: int = 512) -> np.ndarray:
+    def predict(self, prompts: list, completions: list[str]) -> np.ndarray:
         """K numbers for each completion, shape (N, K), float64."""
-        which, back = unique_rows(prompts, completions)
-        out = torch.empty(len(which), self.model.config.num_labels)
-        if which:
-            batch = self.encode([prompts[i] for i in which], [completions[i] for i in which])
-            for part in parts_of(batch, self.model, batch_size):
-                out[part] = self.outputs(batch.rows(part)).float().cpu()
-        return out.double().numpy()[back]
+        values = read_each(self, lambda rows, _: self.outputs(rows).tolist(), prompts, completions)
+        return np.array(values, dtype=float).reshape(len(values), self.model.config.num_labels)
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
     def fit_pairs(self, pairs: Dataset, loss_of: Callable, weights: Tensor | None = None, **options):
         """Learn from `prompt/chosen/rejected`; `loss_of(chosen, rejected, index)`: outputs (n, K) of both sides of the
-        pairs `index` to their losses (n,). `weights` (N,): how much each pair counts, if the losses hold it; a
-        minibatch is divided by their sum. Options as in `train`."""
+        pairs `index` to their losses (n,). `weights` (N,): how much each pair counts. Options as in `train`."""
         both, n = encode_pairs(self, pairs), len(pairs)
+        counts = torch.ones(n, device=both.ids.device) if weights is None else weights
 
         def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
             chosen, rejected = self.outputs(both.rows(torch.cat([part, part + n]))).chunk(2)
-            whole = len(batch) if weights is None else weights[batch].sum().clamp(min=1e-9)
-            return loss_of(chosen, rejected, part).sum() / whole, {"accuracy": chosen[:, 0] > rejected[:, 0]}
+            total = (counts[part] * loss_of(chosen, rejected, part)).sum()
+            return total / counts[batch].sum().clamp(min=1e-9), {"accuracy": chosen[:, 0] > rejected[:, 0]}
 
         return self.train(loss, 2 * pair_lengths(both), **options)
 
@@ -173,7 +181,9 @@ class RewardModel(Reward):
 
         Other programs will read its score off the last token, which is this reward only if pooling is "last".
         """
-        self.model.config.alignkit_pooling = self.pooling
+        for name in ("pooling", *self.kept):
+            value = getattr(self, name)
+            setattr(self.model.config, f"alignkit_{name}", value.tolist() if isinstance(value, np.ndarray) else value)
         merged(self.model).save_pretrained(folder)
         self.backbone.tokenizer.save_pretrained(folder)
         return Path(folder)
@@ -195,14 +205,13 @@ class RewardModel(Reward):
 def as_turns(prompts: list, completions: list) -> list:
     """The completions as their prompts are: behind messages, text is a message of the assistant; behind text, messages
     are what the assistant said last. Token ids stay as they are."""
-    turns = []
-    for prompt, said in zip(prompts, completions, strict=True):
+
+    def turn(prompt, said):
         if isinstance(prompt, list) and isinstance(said, str):
-            said = [{"role": "assistant", "content": said}]
-        elif isinstance(prompt, str) and is_messages(said):
-            said = text_of(said, "assistant")
-        turns.append(said)
-    return turns
+            return [{"role": "assistant", "content": said}]
+        return text_of(said, "assistant") if isinstance(prompt, str) and is_messages(said) else said
+
+    return [turn(prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
 
 
 def padding_last(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,8 +236,31 @@ def pooled(by_token: Tensor, mask: Tensor, pooling: str) -> Tensor:
 def parts_of(batch: Batch, model, batch_size: int = 512) -> Iterator[Tensor]:
     """Indices of the batch's rows by length, in parts that can be read at once without gradients."""
     lengths = batch.attention.sum(1)
-    for rows in lengths.argsort().split(batch_size):
+    for rows in lengths.argsort().split(batch_size) if len(batch) else ():
         yield from in_parts(rows, lengths, tokens_at_once(model, learning=False))
+
+
+@torch.no_grad()
+def read_rows(batch: Batch, model, values_of: Callable[[Batch, Tensor], Iterable]) -> list:
+    """For each row of the batch its value in `values_of(rows, index)`, which is told some rows at once."""
+    values: list = [None] * len(batch)
+    for part in parts_of(batch, model):
+        for row, value in zip(part.tolist(), values_of(batch.rows(part), part), strict=True):
+            values[row] = value
+    return values
+
+
+def read_each(
+    reader: Policy | RewardModel, values_of: Callable[[Batch, list[int]], Iterable], prompts: list, completions: list,
+    *columns: list, **encoding,
+) -> list:  # fmt: skip
+    """`read_rows` for completions: those that repeat, with their prompts and `columns`, are read once.
+
+    `values_of(rows, index)` gets token rows, and which completions they are."""
+    which, back = unique_rows(prompts, completions, *columns)
+    batch = reader.encode([prompts[i] for i in which], [completions[i] for i in which], **encoding)
+    values = read_rows(batch, reader.model, lambda rows, part: values_of(rows, [which[k] for k in part.tolist()]))
+    return [values[k] for k in back]
 
 
 @contextmanager

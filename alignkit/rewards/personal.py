@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.base import Judgement
 from alignkit.rewards.data import check_columns, check_pairs, encode_pairs
-from alignkit.rewards.model import RewardModel, parts_of, pooled
+from alignkit.rewards.model import RewardModel, pooled, read_rows
 from alignkit.tokens import Batch
+
+RESTARTS, ROUNDS = 5, 20  # of expectation-maximization
 
 
 class PersonalReward(RewardModel):
@@ -37,23 +38,25 @@ class PersonalReward(RewardModel):
     kind = {"name": "personal", "format": "vector", "granularity": "response", "objective": "multi",
             "source": "2408.10075"}  # fmt: skip
 
-    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
-        super().__init__(model, backbone, pooling, name)
+    kept = {"shares": None}  # and not `people`: they say who was asked
+
+    def __init__(self, model, backbone: Policy, pooling: str = "mean"):
+        super().__init__(model, backbone, pooling)
         kinds = model.config.num_labels
-        self.shares = np.array(getattr(model.config, "alignkit_shares", None) or np.full(kinds, 1 / kinds))
+        self.shares = np.array(self.shares or np.full(kinds, 1 / kinds))
         self.people = pd.DataFrame()
 
     @classmethod
     def fit(
-        cls, pairs: Dataset, backbone: Policy | str, kinds: int | None = 2, pooling: str = "mean", restarts: int = 5,
-        seed: int = 0, **options,
+        cls, pairs: Dataset, backbone: Policy | str, kinds: int | None = 2, pooling: str = "mean", seed: int = 0,
+        **options,
     ) -> PersonalReward:  # fmt: skip
         """Fit to `prompt/chosen/rejected/annotator`; which kind an annotator is, is not told. With kinds = None every
         annotator is a kind of their own, in the order of their names: heads that share what the backbone learns.
 
-        Who resembles whom is first guessed on the frozen backbone (`sort_people`), the best of some `restarts`; then
-        backbone and heads learn together, and the posteriors are brought up to date at every minibatch. With kinds = 1
-        this is `BradleyTerry.fit`. Further options as in `RewardModel.train`.
+        Who resembles whom is first guessed on the frozen backbone (`sort_people`); then backbone and heads learn
+        together, and the posteriors are brought up to date at every minibatch. With kinds = 1 this is
+        `BradleyTerry.fit`. Further options as in `RewardModel.train`.
         """
         pairs = check_pairs(pairs)
         check_columns(pairs, ["annotator"], "pairs")
@@ -64,7 +67,7 @@ class PersonalReward(RewardModel):
         reward = cls.new(backbone, seed, pooling, outputs=kinds)
         if kinds > 1 and not told_kinds:
             chosen, rejected = states(reward, encode_pairs(reward, pairs)).chunk(2)
-            weights, guess = sort_people((chosen - rejected).numpy(), who, kinds, restarts, seed)
+            weights, guess = sort_people((chosen - rejected).numpy(), who, kinds, seed)
             with torch.no_grad():
                 reward.head.weight.copy_(torch.tensor(weights))
         else:
@@ -86,8 +89,7 @@ class PersonalReward(RewardModel):
 
         reward.shares = guess.mean(0)
         reward.fit_pairs(pairs, loss, seed=seed, **options)
-        kinds_named = pd.DataFrame(guess, pd.Index(names, name="annotator"), [f"kind {k}" for k in range(kinds)])
-        reward.people = kinds_named if told_kinds else reward.sort(pairs)
+        reward.people = of_people(names, guess) if told_kinds else reward.sort(pairs)
         return reward
 
     # -- who is it? ----------------------------------------------------------------------------------------------
@@ -102,8 +104,7 @@ class PersonalReward(RewardModel):
         """The posterior of each annotator of the pairs, one row an annotator (column `annotator` names them)."""
         check_columns(pairs, ["annotator"], "pairs")
         by_person = pd.DataFrame(self._log_likelihood(pairs)).groupby([str(a) for a in pairs["annotator"]]).sum()
-        q = softmax(by_person.to_numpy() + np.log(self.shares), axis=1)
-        return pd.DataFrame(q, by_person.index.rename("annotator"), [f"kind {k}" for k in range(q.shape[1])])
+        return of_people(by_person.index, softmax(by_person.to_numpy() + np.log(self.shares), axis=1))
 
     def _log_likelihood(self, pairs: Dataset) -> np.ndarray:
         """log sigmoid(gap) under each head, shape (N, K)."""
@@ -117,79 +118,61 @@ class PersonalReward(RewardModel):
         by_head = self.predict(prompts, completions)
         return Judgement(by_head @ self.shares, aspects={f"kind {k}": column for k, column in enumerate(by_head.T)})
 
-    def for_annotator(self, who: Dataset | Sequence[float] | None) -> Reward:
-        """The reward of one person: the heads' mean under the posterior, from their comparisons or as given."""
+    def for_annotator(self, who: Dataset | Sequence[float] | None) -> PersonalReward:
+        """The reward of one person, whose `shares` are the posterior, from their comparisons or as given."""
         posterior = self.infer(who) if who is None or isinstance(who, Dataset) else np.asarray(who, dtype=float)
         if posterior.shape != self.shares.shape or not np.isclose(posterior.sum(), 1) or (posterior < 0).any():
             raise AlignkitError(f"a posterior needs {len(self.shares)} numbers >= 0 that sum to 1, not {posterior}")
-        return Conditioned(self, posterior)
+        card = replace(self.card, name=f"personal [{', '.join(f'{p:.2f}' for p in posterior)}]")
+        return self.but(shares=posterior, card=card)
 
-    def heads(self) -> list[Reward]:
+    def heads(self) -> list[PersonalReward]:
         """The reward of each kind of people."""
         return [self.for_annotator(row) for row in np.eye(len(self.shares))]
 
-    def save(self, folder: str | Path) -> Path:
-        """As `RewardModel.save`; the shares go into the config. `people` is not written: it says who was asked."""
-        self.model.config.alignkit_shares = self.shares.tolist()
-        return super().save(folder)
+
+def of_people(names: Sequence[str], posterior: np.ndarray) -> pd.DataFrame:
+    """One row an annotator, one column a kind."""
+    return pd.DataFrame(posterior, pd.Index(names, name="annotator"), [f"kind {k}" for k in range(posterior.shape[1])])
 
 
-class Conditioned(Reward):
-    """A `PersonalReward` told who is asking, as a posterior over kinds."""
-
-    def __init__(self, reward: PersonalReward, posterior: np.ndarray):
-        self.reward, self.posterior = reward, posterior
-        name = f"personal [{', '.join(f'{p:.2f}' for p in posterior)}]"
-        self.card = replace(reward.card, name=name, format="scalar", objective="single")
-
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        return Judgement(self.reward.predict(prompts, completions) @ self.posterior)
-
-
-@torch.no_grad()
 def states(reward: RewardModel, batch: Batch) -> Tensor:
     """What the head reads: the pooled hidden state of each completion, shape (N, hidden)."""
-    out = torch.zeros(len(batch), reward.head.in_features)
-    for part in parts_of(batch, reward.model):
-        rows = batch.rows(part)
+
+    def read(rows: Batch, _) -> Tensor:
         hidden = reward.states(rows)[:, -rows.mask.shape[1] :]
-        out[part] = pooled(hidden, rows.mask, reward.pooling).float().cpu()
-    return out
+        return pooled(hidden, rows.mask, reward.pooling).float().cpu()
+
+    return torch.stack(read_rows(batch, reward.model, read))
 
 
-def sort_people(
-    gap: np.ndarray, who: np.ndarray, kinds: int, restarts: int = 5, seed: int = 0, rounds: int = 20,
-    strength: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def sort_people(gap: np.ndarray, who: np.ndarray, kinds: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Expectation-maximization of a mixture of linear Bradley-Terry models: (weights (K, D), posterior (people, K)).
 
     gap (N, D): features of the chosen minus those of the rejected side; who (N,): number of the person who chose.
-    Each restart begins with random posteriors; the one with the highest likelihood is kept. `strength` is the inverse
-    of the ridge penalty (scikit-learn's C) in units of standardized features.
+    Each of `RESTARTS` begins with random posteriors; the one with the highest likelihood is kept.
     """
-    gap, who = np.asarray(gap, dtype=float), np.asarray(who)
+    gap = np.asarray(gap, dtype=float)
     scale = gap.std(0) + 1e-12
     x, people = gap / scale, who.max() + 1
-    best = (-np.inf, None, None)
-    for restart in range(restarts):
-        rng = np.random.default_rng([seed, 22, restart])
-        q = rng.dirichlet(np.full(kinds, 0.5), people)
-        for _ in range(rounds):
+
+    def climb(restart: int) -> tuple[float, np.ndarray, np.ndarray]:
+        q = np.random.default_rng([seed, 22, restart]).dirichlet(np.full(kinds, 0.5), people)
+        for _ in range(ROUNDS):
             shares = np.maximum(q.mean(0), 1e-6)
-            weights = np.stack([_linear(x, q[who, k], strength) for k in range(kinds)])
+            weights = np.stack([_linear(x, q[who, k]) for k in range(kinds)])
             by_label = log_expit(x @ weights.T)
             by_person = np.stack([np.bincount(who, by_label[:, k], people) for k in range(kinds)], 1) + np.log(shares)
             before, q = q, softmax(by_person, axis=1)
             if np.abs(q - before).max() < 1e-3:
                 break
-        likelihood = logsumexp(by_person, axis=1).sum()
-        if likelihood > best[0]:
-            best = (likelihood, weights / scale, q)
-    return best[1], best[2]
+        return logsumexp(by_person, axis=1).sum(), weights / scale, q
+
+    return max(map(climb, range(RESTARTS)), key=lambda found: found[0])[1:]
 
 
-def _linear(x: np.ndarray, weight: np.ndarray, strength: float) -> np.ndarray:
+def _linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Bradley-Terry on features: a logistic regression without intercept, each pair shown both ways round."""
-    model = LogisticRegression(C=strength / x.shape[1], fit_intercept=False, max_iter=200, tol=1e-3)
+    model = LogisticRegression(C=1 / x.shape[1], fit_intercept=False, max_iter=200, tol=1e-3)
     both, side = np.concatenate([x, -x]), np.repeat([1, 0], len(x))
     return model.fit(both, side, sample_weight=np.tile(np.maximum(weight, 1e-9), 2)).coef_[0]

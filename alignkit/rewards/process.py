@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, DataError, check_choice
+from alignkit.errors import DataError, check_choice
 from alignkit.policy import Batch, Policy, load_policy
-from alignkit.rewards.base import Judgement, unique_rows
+from alignkit.rewards.base import Judgement
 from alignkit.rewards.data import check_steps
-from alignkit.rewards.model import RewardModel, parts_of
+from alignkit.rewards.model import RewardModel, read_each, read_rows
 from alignkit.rewards.texts import sentence_ends, step_tokens
 
 UNITS = ("step", "segment", "response")
@@ -63,13 +62,13 @@ class ProcessReward(RewardModel):
     reads = "chat"
     kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
 
-    def __init__(self, model, backbone: Policy, pooling: str = "last", name: str | None = None):
-        told = getattr(model.config, "alignkit_process", None) or {}
-        self.unit, self.aggregate = told.get("unit", "step"), told.get("aggregate", "product")
-        self.credit, self.ends_of = told.get("credit", "added"), sentence_ends
-        self.surprise: list[float] | None = told.get("surprise")  # weights of sum and least, and the intercept
-        self.kind = {**self.kind, "granularity": self.unit}
-        super().__init__(model, backbone, pooling, name)
+    kept = {"unit": "step", "aggregate": "product", "credit": "added",
+            "surprise": None}  # fmt: skip  # the weights of sum and least, and the intercept
+    ends_of = staticmethod(sentence_ends)
+
+    def __init__(self, model, backbone: Policy, pooling: str = "mean"):
+        super().__init__(model, backbone, pooling)
+        self.card = replace(self.card, granularity=self.unit)
 
     @classmethod
     def fit(
@@ -108,12 +107,8 @@ class ProcessReward(RewardModel):
         return _padded(step_tokens(self.backbone, texts, ends, batch.tails), -1)
 
     def but(self, **changes) -> ProcessReward:
-        """The same model with `unit`, `aggregate`, `credit` or `ends_of` changed; nothing is fit, nothing is copied."""
-        unknown = set(changes) - {"unit", "aggregate", "credit", "ends_of"}
-        if unknown:
-            raise AlignkitError(f"ProcessReward.but: nothing called {sorted(unknown)[0]!r}")
-        other = copy.copy(self)
-        other.__dict__.update(changes)
+        """As `RewardModel.but`, for `unit`, `aggregate`, `credit` and `ends_of`; the card tells the unit."""
+        other = super().but(**changes)
         other.card = replace(self.card, granularity=other.unit)
         return other
 
@@ -128,52 +123,44 @@ class ProcessReward(RewardModel):
             return by_token.gather(1, last)
         return _sums(by_token, last) / (last - _before(last)).clamp(min=1)
 
-    @torch.no_grad()
     def offsets(self, batch: Batch, places: Tensor, target: Tensor | None = None) -> Tensor:
         """What surprise adds to each step's logit, shape (N, S); with `target`, its weights are fit first."""
-        read = torch.zeros(*places.shape, 2, dtype=torch.float64)
-        for part in parts_of(batch, self.backbone.model):
-            read[part] = _surprise(self.backbone, batch.rows(part), places[part])
+        read = torch.stack(read_rows(
+            batch, self.backbone.model, lambda rows, part: _surprise(self.backbone, rows, places[part])
+        ))  # fmt: skip
         if target is not None:
             self.surprise = _logistic(read, target)
         total, least, constant = self.surprise or (0.0, 0.0, 0.0)
         return (total * read[..., 0] + least * read[..., 1] + constant).float()
 
-    @torch.no_grad()
     def step_probabilities(
-        self, prompts: list, completions: list[str], ends: list[list[int]] | None = None, batch_size: int = 512
+        self, prompts: list, completions: list[str], ends: list[list[int]] | None = None
     ) -> list[np.ndarray]:
         """For each completion the probability that each of its steps is right; N arrays of shape (steps,).
 
         `ends`: where the steps end, in characters (default: where `ends_of` says).
         """
         ends = [self.ends_of(text) for text in completions] if ends is None else ends
-        which, back = unique_rows(prompts, completions, ends)
-        known: list[np.ndarray] = [np.zeros(0)] * len(which)
-        if which:
-            texts, marks = [completions[i] for i in which], [ends[i] for i in which]
-            batch = self.encode([prompts[i] for i in which], texts)
-            places = self.places(batch, texts, marks)
-            for part in parts_of(batch, self.model, batch_size):
-                logits = self.step_logits(batch.rows(part), places[part]).cpu()
-                if self.surprise:
-                    logits = logits + self.offsets(batch.rows(part), places[part])
-                for row, values in zip(part.tolist(), logits.double().sigmoid().numpy(), strict=True):
-                    known[row] = values[: len(marks[row])]
-        return [known[k] for k in back]
 
-    def judge(self, prompts: list, completions: list[str], batch_size: int = 512) -> Judgement:
+        def read(rows: Batch, index: list[int]) -> list[np.ndarray]:
+            places = self.places(rows, [completions[i] for i in index], [ends[i] for i in index])
+            logits = self.step_logits(rows, places).cpu()
+            if self.surprise:
+                logits = logits + self.offsets(rows, places)
+            return [p[: len(ends[i])] for p, i in zip(logits.double().sigmoid().numpy(), index, strict=True)]
+
+        return read_each(self, read, prompts, completions, ends)
+
+    def judge(self, prompts: list, completions: list[str]) -> Judgement:
         ends = [self.ends_of(text) for text in completions]
-        levels = self.step_probabilities(prompts, completions, ends, batch_size)
+        levels = self.step_probabilities(prompts, completions, ends)
         running = [aggregate_steps(values, self.aggregate) for values in levels]
         scores = np.array([values[-1] if len(values) else 0.0 for values in running])
         steps = levels if self.credit == "level" else [np.diff(values, prepend=0.0) for values in running]
         return Judgement(scores, steps=steps, ends=ends)
 
     def save(self, folder: str | Path) -> Path:
-        """As `RewardModel.save`; its settings go into the config (not `ends_of`), the backbone into a folder."""
-        told = {name: getattr(self, name) for name in ("unit", "aggregate", "credit", "surprise")}
-        self.model.config.alignkit_process = told
+        """As `RewardModel.save`, without `ends_of`; where surprise counts, the backbone goes into a folder beside."""
         if self.surprise:
             self.backbone.save(Path(folder) / "backbone")
         return super().save(folder)

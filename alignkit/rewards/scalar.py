@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, check_at_least
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, columns_of
 from alignkit.rewards.data import (
@@ -82,8 +82,7 @@ def refresh(
     once) are read beside them, each counting `weight` in the loss. They keep alive what has not changed, and repeat
     what has; `epochs` count passes over the new pairs either way. Further options as in `RewardModel.train`.
     """
-    if not 0 <= weight:
-        raise AlignkitError(f"refresh: weight must be at least 0, not {weight}; 1 counts an old pair like a new one")
+    check_at_least("refresh", 0, weight=weight)
     columns = ["prompt", "chosen", "rejected"]
     rows = check_pairs(new).select_columns(columns)
     weights = np.ones(len(rows))
@@ -93,12 +92,11 @@ def refresh(
         rows = concatenate_datasets([rows, old.select(some.tolist())])
         weights = np.concatenate([weights, np.full(len(some), weight)])
     counts = torch.tensor(weights, device=reward.model.device).float()
-    fresh = type(reward)(copy.deepcopy(reward.model), reward.backbone, reward.pooling, reward.card.name)
-
-    def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
-        return counts[index] * bradley_terry_loss(chosen, rejected)[:, 0]
-
-    return fresh.fit_pairs(rows, loss, weights=counts, epochs=epochs, seed=seed, **options)
+    fresh = reward.but(model=copy.deepcopy(reward.model))
+    return fresh.fit_pairs(
+        rows, lambda chosen, rejected, _: bradley_terry_loss(chosen, rejected)[:, 0], counts, epochs=epochs, seed=seed,
+        **options,
+    )  # fmt: skip
 
 
 class Ordinal(RewardModel):

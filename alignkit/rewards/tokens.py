@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from alignkit.errors import RewardError
-from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, unique_rows
-from alignkit.rewards.model import RewardModel, parts_of
+from alignkit.errors import RewardError, check_choice, check_positive
+from alignkit.policy import Policy, check_same_vocabulary
+from alignkit.rewards.base import Judgement, Reward
+from alignkit.rewards.model import RewardModel, read_each
 from alignkit.taxonomy import RewardCard
 from alignkit.tokens import Batch
 
@@ -32,21 +30,10 @@ def as_sampled(policy: Policy, completions: list[str], ids: list[list[int]] | No
             for own, said, text in zip(ids, read, completions, strict=True)]  # fmt: skip
 
 
-@torch.no_grad()
-def credit_by_token(
-    reader: Policy | RewardModel, values_of: Callable[[Batch], Tensor], prompts: list, completions: list, rows: int
-) -> list[np.ndarray]:
-    """`values_of` a token batch, (n, T), for each token of each completion: N float64 arrays."""
-    which, back = unique_rows(prompts, completions)
-    known: list[np.ndarray] = [np.zeros(0)] * len(which)
-    if which:
-        batch = reader.encode([prompts[i] for i in which], [completions[i] for i in which])
-        for part in parts_of(batch, reader.model, rows):
-            read = batch.rows(part)
-            values = values_of(read).double().cpu().numpy()
-            for row, each, n in zip(part.tolist(), values, read.mask.sum(1).tolist(), strict=True):
-                known[row] = each[:n]
-    return [known[k] for k in back]
+def of_tokens(values: Tensor, rows: Batch) -> list[np.ndarray]:
+    """(n, T) without what stands at padding: float64, one number for each token of each completion."""
+    lengths = rows.mask.sum(1).tolist()
+    return [row[:n] for row, n in zip(values.double().cpu().numpy(), lengths, strict=True)]
 
 
 class ByToken(Reward):
@@ -64,12 +51,11 @@ class ByToken(Reward):
         self.model = model
         self.card = replace(model.card, name=f"{model.card.name} by token", granularity="token")
 
-    def judge(
-        self, prompts: list, completions: list[str], completion_ids: list | None = None, batch_size: int = 512
-    ) -> Judgement:
+    def judge(self, prompts: list, completions: list[str], completion_ids: list | None = None) -> Judgement:
         said = as_sampled(self.model.backbone, completions, completion_ids)
-        first = lambda rows: self.model.outputs_by_token(rows)[..., 0]  # noqa: E731
-        outputs = credit_by_token(self.model, first, prompts, said, batch_size)
+        outputs = read_each(
+            self.model, lambda rows, _: of_tokens(self.model.outputs_by_token(rows)[..., 0], rows), prompts, said
+        )
         tokens = [values / len(values) for values in outputs]
         return Judgement(np.array([values.sum() for values in tokens]), tokens=tokens)
 
@@ -90,16 +76,11 @@ class ImplicitReward(Reward):
         self, policy: Policy, reference: Policy | None, beta: float = 0.2, granularity: str = "response",
         length: str = "sum", name: str | None = None,
     ):  # fmt: skip
-        if not (beta > 0 and np.isfinite(beta)):
-            raise RewardError(f"ImplicitReward: beta must be a positive number, not {beta}")
-        for what, value, words in (("granularity", granularity, CREDIT), ("length", length, LENGTH)):
-            if value not in words:
-                raise RewardError(f"ImplicitReward: {what} must be {' or '.join(map(repr, words))}, not {value!r}")
-        if reference is not None and reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-            raise RewardError(
-                f"ImplicitReward: {policy.name!r} and {reference.name!r} have different vocabularies, so their "
-                "probabilities of a token can't be compared; take the policy that training started from as reference"
-            )
+        check_positive("ImplicitReward", beta=beta)
+        check_choice("ImplicitReward", "granularity", granularity, CREDIT)
+        check_choice("ImplicitReward", "length", length, LENGTH)
+        if reference is not None:
+            check_same_vocabulary(policy, reference)
         self.policy, self.reference, self.beta, self.length = policy, reference, beta, length
         free = reference is None
         self.card = RewardCard(
@@ -113,11 +94,9 @@ class ImplicitReward(Reward):
         logp = self.policy.token_logprobs(batch).double()
         return logp if self.reference is None else logp - self.reference.token_logprobs(batch).double()
 
-    def judge(
-        self, prompts: list, completions: list[str], completion_ids: list | None = None, batch_size: int = 512
-    ) -> Judgement:
+    def judge(self, prompts: list, completions: list[str], completion_ids: list | None = None) -> Judgement:
         said = as_sampled(self.policy, completions, completion_ids)
-        ratios = credit_by_token(self.policy, self.log_ratio, prompts, said, batch_size)
+        ratios = read_each(self.policy, lambda rows, _: of_tokens(self.log_ratio(rows), rows), prompts, said)
         credit = [self.beta * values / (len(values) if self.length == "mean" else 1) for values in ratios]
         scores = np.array([tokens.sum() for tokens in credit])
         return Judgement(scores, tokens=credit if self.card.granularity == "token" else None)

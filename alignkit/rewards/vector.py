@@ -3,7 +3,6 @@ good an answer is on average, beside how much people differ about it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Policy
-from alignkit.rewards.base import Judgement, Reward, unique_rows
+from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
 from alignkit.rewards.losses import bradley_terry_loss, normal_preference_loss
-from alignkit.rewards.model import RewardModel, parts_of, seeded
+from alignkit.rewards.model import RewardModel, read_each, seeded
+
+HIDDEN = 32  # units of the gate's inner layer
 
 
 class MultiAspect(RewardModel):
@@ -33,8 +34,8 @@ class MultiAspect(RewardModel):
     kind = {"name": "multi-aspect", "format": "vector", "granularity": "multi-aspect", "objective": "multi",
             "source": "2311.09528"}  # fmt: skip
 
-    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
-        super().__init__(model, backbone, pooling, name)
+    def __init__(self, model, backbone: Policy, pooling: str = "mean"):
+        super().__init__(model, backbone, pooling)
         unnamed = [(f"aspect {k}", 0.0, 1.0, 1.0) for k in range(model.config.num_labels)]
         names, *columns = zip(*(getattr(model.config, "alignkit_aspects", None) or unnamed), strict=True)
         self.mean, self.spread, weights = (np.array(column, dtype=float) for column in columns)
@@ -85,9 +86,7 @@ class MultiAspect(RewardModel):
         unknown = [name for name in weights if name not in self.weights]
         if unknown:
             raise AlignkitError(f"no aspect {unknown[0]!r} in this reward; it has {', '.join(self.aspects)}")
-        other = copy.copy(self)
-        other.weights = {name: float(weights.get(name, w)) for name, w in self.weights.items()}
-        return other
+        return self.but(weights={name: float(weights.get(name, w)) for name, w in self.weights.items()})
 
     def save(self, folder: str | Path) -> Path:
         """As `RewardModel.save`; names, units and weights of the aspects go into the config."""
@@ -108,25 +107,21 @@ class Gated(Reward):
         self.card = replace(heads.card, name="gated multi-aspect", source="2406.12845")
 
     @classmethod
-    def fit(
-        cls, pairs: Dataset, heads: MultiAspect, hidden: int = 32, steps: int = 300, learning_rate: float = 1e-2,
-        weight_decay: float = 0.1, seed: int = 0,
-    ) -> Gated:  # fmt: skip
+    def fit(cls, pairs: Dataset, heads: MultiAspect, steps: int = 300, seed: int = 0) -> Gated:
         """Fit the gate to `prompt/chosen/rejected` by the Bradley-Terry likelihood, on all pairs at once."""
         pairs = check_pairs(pairs)
         prompts = pairs["prompt"][:]
         gap = heads.predict(prompts, pairs["chosen"][:]) - heads.predict(prompts, pairs["rejected"][:])
         gap, states = torch.tensor(gap).float(), prompt_states(heads, prompts)
         with seeded(seed):
-            network = nn.Sequential(nn.LayerNorm(states.shape[1]), nn.Linear(states.shape[1], hidden), nn.ReLU(),
-                                    nn.Linear(hidden, gap.shape[1]))  # fmt: skip
+            network = nn.Sequential(nn.LayerNorm(states.shape[1]), nn.Linear(states.shape[1], HIDDEN), nn.ReLU(),
+                                    nn.Linear(HIDDEN, gap.shape[1]))  # fmt: skip
         # the last layer starts at zero: equal weights, whatever the prompt
         nn.init.zeros_(network[-1].weight)
         nn.init.zeros_(network[-1].bias)
         log_scale = torch.zeros((), requires_grad=True)
-        groups = [{"params": network.parameters(), "weight_decay": weight_decay},
-                  {"params": [log_scale], "weight_decay": 0.0}]  # fmt: skip
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+        groups = [{"params": network.parameters(), "weight_decay": 0.1}, {"params": [log_scale], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=1e-2)
         for _ in range(steps):
             score = log_scale.exp() * (network(states).softmax(-1) * gap).sum(-1)
             loss = bradley_terry_loss(score, torch.zeros_like(score)).mean()
@@ -147,16 +142,13 @@ class Gated(Reward):
                          aspects={name: rated[:, k] for k, name in enumerate(self.heads.aspects)})  # fmt: skip
 
 
-@torch.no_grad()
 def prompt_states(reward: RewardModel, prompts: list) -> Tensor:
     """The backbone's hidden state at the end of each prompt, before any answer; shape (N, hidden)."""
-    which, back = unique_rows(prompts)
-    out = torch.zeros(len(which), reward.head.in_features)
-    if which:
-        batch = reward.backbone.encode([prompts[i] for i in which], [""] * len(which), ended=False)
-        for part in parts_of(batch, reward.model):
-            out[part] = reward.states(batch.rows(part))[:, -1].float().cpu()
-    return out[back]
+    states = read_each(
+        reward.backbone, lambda rows, _: reward.states(rows)[:, -1].float().cpu(), prompts, [""] * len(prompts),
+        ended=False,
+    )  # fmt: skip
+    return torch.stack(states)
 
 
 class Distributional(RewardModel):
@@ -173,9 +165,7 @@ class Distributional(RewardModel):
     kind = {"name": "distributional", "format": "vector", "granularity": "response", "objective": "multi",
             "source": "2312.08358"}  # fmt: skip
 
-    def __init__(self, model, backbone: Policy, pooling: str = "mean", name: str | None = None):
-        super().__init__(model, backbone, pooling, name)
-        self.quantile = float(getattr(model.config, "alignkit_quantile", 0.5))
+    kept = {"quantile": 0.5}
 
     @classmethod
     def fit(cls, pairs: Dataset, backbone: Policy | str, pooling: str = "mean", seed: int = 0, **options):
@@ -201,14 +191,7 @@ class Distributional(RewardModel):
         """The same model, scored by another quantile of its utility. Nothing is fit, nothing is copied."""
         if not 0 < quantile < 1:
             raise AlignkitError(f"quantile must lie between 0 and 1, not {quantile}; 0.5 is the mean, less is averse")
-        other = copy.copy(self)
-        other.quantile = float(quantile)
-        return other
-
-    def save(self, folder: str | Path) -> Path:
-        """As `RewardModel.save`; the quantile goes into the config."""
-        self.model.config.alignkit_quantile = self.quantile
-        return super().save(folder)
+        return self.but(quantile=float(quantile))
 
 
 def spread_of(raw: Tensor) -> Tensor:
