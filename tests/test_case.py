@@ -70,8 +70,6 @@ def test_word_list_on_no_text_and_without_words(word_list, planted):
     same = planted.map(lambda row: {"rejected": row["chosen"]})
     with pytest.raises(DataError, match="same words"):
         rewards.BagOfWords.fit(same)
-    with pytest.raises(DataError, match="penalty"):
-        rewards.BagOfWords.fit(planted, penalty=0)
 
 
 def test_calibration_tells_shuffled_labels_from_true_ones(planted, word_list):

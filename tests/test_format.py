@@ -180,7 +180,7 @@ def test_comparator_says_what_is_wrong(pairs, patient):
 
 def test_loading_needs_the_right_kind(vector, tmp_path):
     folder = vector.save(tmp_path)
-    with pytest.raises(AlignkitError, match="no comparator"):
+    with pytest.raises(AlignkitError, match="is no Comparator"):
         rewards.Comparator.load(folder)
     with pytest.raises(AlignkitError, match="Judge"):
         rewards.Judge.load(folder)

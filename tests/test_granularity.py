@@ -232,8 +232,8 @@ def test_what_steps_add_sums_to_the_score(prm, answers, how):
     judged = prm.but(aggregate=how)(answers.prompts[:20], answers.completions[:20])
     assert [len(s) for s in judged.steps] == [len(e) for e in judged.ends]
     np.testing.assert_allclose([s.sum() for s in judged.steps], judged.scores, atol=1e-9)
-    levels = prm.but(credit="level", aggregate=how)(answers.prompts[:20], answers.completions[:20])
-    np.testing.assert_allclose([aggregate_steps(s, how)[-1] for s in levels.steps], judged.scores, atol=1e-9)
+    levels = prm.step_probabilities(answers.prompts[:20], answers.completions[:20])
+    np.testing.assert_allclose([aggregate_steps(s, how)[-1] for s in levels], judged.scores, atol=1e-9)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -9,7 +9,7 @@ from conftest import finite_differences, weights_of
 from datasets import Dataset
 
 from alignkit import optimize, rewards, worlds
-from alignkit.errors import AlignkitError, DataError, RewardError
+from alignkit.errors import AlignkitError, DataError
 from alignkit.lab.build import build_patient, make_picture_policy
 from alignkit.pictures import GRAY, blank, load_picture_policy, with_images
 from alignkit.policy import MODELS
@@ -226,7 +226,7 @@ def test_the_grounded_rule_by_hand(shapes):
     exact = rewards.Grounded(shapes.things, shapes.named, credit=1.0, penalty=0.5)
     said = exact([PICTURE] * 3, ["a red circle and a green square .", shapes.ideal(PICTURE), ""])
     assert said.scores.tolist() == [0.0, 1.0, 0.0] and said.aspects["grounded"].tolist() == [-0.5, 0, 0]
-    with pytest.raises(RewardError, match="credit and penalty must be 0 or more"):
+    with pytest.raises(AlignkitError, match="Grounded: penalty must be at least 0"):
         rewards.Grounded(shapes.things, shapes.named, penalty=-1)
 
 

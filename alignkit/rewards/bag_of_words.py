@@ -5,6 +5,7 @@ What it reaches is the floor for a reward model that reads the prompt; what it w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from alignkit.rewards.texts import text_of
 from alignkit.taxonomy import RewardCard
 
 WORD = r"(?u)\b\w+(?:'\w+)*\b"
-FOLDS = 5
+FOLDS, FEWEST = 5, 2  # of answers in which a word must occur
 LENGTH = "(length: log of words)"
 
 
@@ -35,45 +36,22 @@ class BagOfWords(Reward):
     temperature that fits gaps on prompts left out of the fit best. Unseen words count nothing.
     """
 
-    def __init__(self, words: TfidfVectorizer, weights: np.ndarray, temperature: float, name: str = "bag of words"):
+    def __init__(self, words: TfidfVectorizer, weights: np.ndarray, temperature: float):
         self.words, self.weights, self.temperature = words, weights, temperature
-        self.card = RewardCard(name=name, construction_basis="data-driven", format="scalar", expression="explicit",
-                               granularity="response", notes="reads the answer's words, not the prompt")  # fmt: skip
+        self.card = RewardCard(name="bag of words", construction_basis="data-driven", format="scalar",
+                               expression="explicit", granularity="response",
+                               notes="reads the answer's words, not the prompt")  # fmt: skip
 
     @classmethod
-    def fit(cls, pairs: Dataset, ngrams: int = 2, penalty: float = 1.0, fewest: int = 2) -> BagOfWords:
-        """Fit to `prompt/chosen/rejected`: words and runs of up to `ngrams` of them that occur in `fewest` answers.
+    def fit(cls, pairs: Dataset) -> BagOfWords:
+        """Fit to `prompt/chosen/rejected`: words and pairs of neighbors that occur in two answers or more.
 
-        `penalty` is the strength of the L2 penalty. Nothing is random. DataError if no word occurs often enough, or the
-        sides of no pair differ.
+        Nothing is random. DataError if no word occurs often enough, or the sides of no pair differ.
         """
         pairs = check_pairs(pairs)
-        if ngrams < 1 or fewest < 1 or not penalty > 0:
-            raise DataError(f"BagOfWords: ngrams and fewest must be at least 1 and penalty above 0, not {ngrams}, "
-                            f"{fewest}, {penalty}")  # fmt: skip
         prompts = np.array([repr(prompt) for prompt in pairs["prompt"]])
         sides = [[text_of(said, "assistant") for said in pairs[side]] for side in ("chosen", "rejected")]
-        whole = cls._fit(*sides, ngrams, penalty, fewest)
-        return cls(whole.words, whole.weights, _left_out_temperature(cls, prompts, *sides, ngrams, penalty, fewest))
-
-    @classmethod
-    def _fit(cls, chosen: list[str], rejected: list[str], ngrams: int, penalty: float, fewest: int) -> BagOfWords:
-        """Without calibration (temperature 1)."""
-        words = TfidfVectorizer(preprocessor=_plain, token_pattern=WORD, ngram_range=(1, ngrams), min_df=fewest,
-                                sublinear_tf=True)  # fmt: skip
-        try:
-            words.fit([*chosen, *rejected])
-        except ValueError:  # scikit-learn's way to say that nothing is left
-            raise DataError(f"BagOfWords: no word occurs in {fewest} of the {2 * len(chosen)} answers: give more pairs "
-                            "or a lower `fewest`") from None  # fmt: skip
-        gap = _features(words, chosen) - _features(words, rejected)
-        if not gap.count_nonzero():
-            raise DataError(f"BagOfWords: the two sides of all {len(chosen)} pairs have the same words: there is no "
-                            "preference to learn")  # fmt: skip
-        # the classifier needs both classes: every pair is told from both sides, at half its weight
-        model = LogisticRegression(fit_intercept=False, C=0.5 / penalty, solver="liblinear", random_state=0)
-        model.fit(vstack([gap, -gap]), np.repeat([1, 0], len(chosen)))
-        return cls(words, model.coef_[0], 1.0)
+        return cls(*_weigh_words(*sides), _left_out_temperature(prompts, *sides))
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         if not completions:
@@ -108,13 +86,31 @@ def _plain(text: str) -> str:
     return text.lower().replace("\u2019", "'")
 
 
-def _features(words: TfidfVectorizer, texts: list[str]) -> csr_matrix:
+def _features(words: TfidfVectorizer, texts: Sequence[str]) -> csr_matrix:
     """tf-idf of each text and, last, the log of its length in words; shape (N, terms + 1)."""
     length = np.log1p([[len(text.split())] for text in texts])
     return hstack([words.transform(texts), csr_matrix(length)], format="csr")
 
 
-def _left_out_temperature(cls, prompts: np.ndarray, chosen: list[str], rejected: list[str], *options) -> float:
+def _weigh_words(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[TfidfVectorizer, np.ndarray]:
+    """The words, and the weights of their features."""
+    words = TfidfVectorizer(preprocessor=_plain, token_pattern=WORD, ngram_range=(1, 2), min_df=FEWEST,
+                            sublinear_tf=True)  # fmt: skip
+    try:
+        words.fit([*chosen, *rejected])
+    except ValueError:  # scikit-learn's way to say that nothing is left
+        raise DataError(f"BagOfWords: no word occurs in {FEWEST} of the {2 * len(chosen)} answers: give more "
+                        "pairs") from None  # fmt: skip
+    gap = _features(words, chosen) - _features(words, rejected)
+    if not gap.count_nonzero():
+        raise DataError(f"BagOfWords: the two sides of all {len(chosen)} pairs have the same words: there is no "
+                        "preference to learn")  # fmt: skip
+    # the classifier needs both classes: every pair is told from both sides, at half its weight
+    model = LogisticRegression(fit_intercept=False, C=0.5, solver="liblinear", random_state=0)
+    return words, model.fit(vstack([gap, -gap]), np.repeat([1, 0], len(chosen))).coef_[0]
+
+
+def _left_out_temperature(prompts: np.ndarray, *sides: list[str]) -> float:
     """The temperature that fits the gaps on prompts left out best; 1 where there are too few prompts to leave any out.
 
     Between 0.05 and 20: where words carry nothing, or everything, there is no best one.
@@ -123,11 +119,10 @@ def _left_out_temperature(cls, prompts: np.ndarray, chosen: list[str], rejected:
         return 1.0
     gaps = np.zeros(len(prompts))
     for train, held in GroupKFold(FOLDS).split(prompts, groups=prompts):
-        one, other = ([side[i] for i in train] for side in (chosen, rejected))
         try:
-            part = cls._fit(one, other, *options)
+            words, weights = _weigh_words(*([side[i] for i in train] for side in sides))
         except DataError:  # too little is left
             return 1.0
-        better, worse = (part.judge([], [side[i] for i in held]).scores for side in (chosen, rejected))
+        better, worse = (_features(words, [side[i] for i in held]) @ weights for side in sides)
         gaps[held] = better - worse
     return temperature_of(gaps, 0.05, 20)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy.special import expit
+from scipy.stats import rankdata
 from torch import Tensor
 
 from alignkit.errors import AlignkitError
@@ -58,11 +58,10 @@ class PairReward(Reward):
                 wins[str(prompt), text].append(expit(logit))
         scores, ranks = np.full(len(prompts), 0.5), np.ones(len(prompts), dtype=int)
         for prompt, group in groups.items():
-            shares = np.array([np.mean(wins.get((prompt, text), [0.5])) for text in group])
-            for share, rows in zip(shares, group.values(), strict=True):
-                scores[rows] = share
-            rows = np.concatenate([*group.values()]).astype(int)
-            ranks[rows] = 1 + (scores[rows][None, :] > scores[rows][:, None]).sum(1)
+            for text, rows in group.items():
+                scores[rows] = np.mean(wins.get((prompt, text), [0.5]))
+            rows = sum(group.values(), [])
+            ranks[rows] = rankdata(-scores[rows], method="min")
         return Judgement(scores, ranks=ranks)
 
     def _panel(self, texts: list[str]) -> list[str]:
@@ -73,7 +72,7 @@ class PairReward(Reward):
         return sorted(texts, key=chance.get)[: self.opponents]
 
 
-class Comparator(RewardModel, PairReward):
+class Comparator(PairReward, RewardModel):
     """PairRM (2306.02561): prompt and both completions in one context, one logit for "the first is better".
 
     The head has two readouts, averaged over the tokens of either completion: logit = u . h(first) - v . h(second). The
@@ -102,7 +101,7 @@ class Comparator(RewardModel, PairReward):
             reward.head.weight[1] = reward.head.weight[0]
         reward.seed = seed
         rows = reward.encode_both(prompts, first, second)
-        sign = torch.tensor(np.where(chose_first, 1.0, -1.0)).float().to(rows.ids.device)
+        sign = torch.tensor(np.where(chose_first, 1.0, -1.0), device=rows.ids.device).float()
 
         def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
             gap = sign[part] * reward.forward(rows.rows(part))
@@ -130,16 +129,6 @@ class Comparator(RewardModel, PairReward):
     def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
         batch = self.encode_both(prompts, first, second)
         return np.array(read_rows(batch, self.model, lambda rows, _: self.forward(rows).tolist()), dtype=float)
-
-    def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        return PairReward.judge(self, prompts, completions)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Comparator:
-        reward = super().load(folder)
-        if not hasattr(reward.model.config, "alignkit_opponents"):
-            raise AlignkitError(f"{str(folder)!r} is no comparator: it was not written by Comparator.save")
-        return reward
 
 
 def shown(pairs: Dataset, seed: int, keep_order: bool = False) -> tuple[list[str], list[str], list[str], np.ndarray]:

@@ -60,6 +60,23 @@ def check_numbers(data: Dataset, column: str, low: float = -np.inf, high: float 
     return np.array(data[column][:], dtype=np.float64)
 
 
+def check_ratings(
+    ratings: Dataset, columns: Sequence[str], low: float = -np.inf, high: float = np.inf
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns of numbers beside `prompt/completion`, each standardized, shape (N, K); their means and spreads, (K,).
+
+    DataError as of `check_numbers`, or if a column is the same in all rows.
+    """
+    check_columns(ratings, ["prompt", "completion", *columns], "ratings")
+    check_texts(ratings, "completion")
+    values = np.stack([check_numbers(ratings, name, low, high) for name in columns], axis=1)
+    mean, spread = values.mean(0), values.std(0)
+    for name, s, first in zip(columns, spread, values[0], strict=True):
+        if s == 0:
+            raise DataError(f"all {len(values)} ratings of {name!r} are {first:g}: there is nothing to learn from them")
+    return (values - mean) / spread, mean, spread
+
+
 def check_pairs(pairs: Dataset, *numbers: str | None) -> Dataset:
     """The pairs, all columns kept, with a column `prompt` if they had none: what both sides begin with, as in TRL.
 

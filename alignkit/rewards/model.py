@@ -26,7 +26,7 @@ from alignkit.rewards.texts import text_of
 from alignkit.sampling import forward, is_recurrent, positions
 from alignkit.taxonomy import RewardCard
 from alignkit.tokens import Batch
-from alignkit.training import SMALL, default_rate, fit, in_parts, tokens_at_once
+from alignkit.training import SMALL, LossOf, default_rate, fit, in_parts, tokens_at_once
 
 POOLINGS = ("mean", "last", "own")
 SAFE = {"trust_remote_code": False, "local_files_only": True}
@@ -38,10 +38,10 @@ class RewardModel(Reward):
     The backbone is a causal LM, with adapters or without, or an encoder such as BERT. Its weights are copied; frozen
     ones are shared with it, and stay frozen. Text and messages are read as the backbone's `encode` reads them.
 
-    `pooling` says which states the head reads: "mean" averages its output over the completion's tokens, "last" takes
-    the last token (the convention of InstructGPT and TRL). Tiny backbones never learned to gather a whole answer in
-    their last state, so "mean" is the default here. "own" is whatever the loaded model's class does (an encoder's
-    first token and pooler), and gives no outputs by token. `history`: a DataFrame, one row a step.
+    `pooling`: "mean" averages the head's output over the completion's tokens, "last" takes the last token (the
+    convention of InstructGPT and TRL). Tiny backbones never learned to gather a whole answer in their last state, so
+    "mean" is the default here. "own" is whatever the loaded model's class does (an encoder's first token and pooler),
+    and gives no outputs by token. `history`: a DataFrame, one row a step.
     """
 
     reads = "as given"
@@ -49,7 +49,7 @@ class RewardModel(Reward):
     #: what the card of this class says
     kind = {"name": "", "format": "scalar", "granularity": "response", "source": ""}
 
-    #: further attributes that `save` writes into the model's config, from where they are read again; their defaults
+    #: further attributes that `save` writes into the model's config, with their defaults
     kept: Mapping[str, Any] = {}
 
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):
@@ -141,27 +141,22 @@ class RewardModel(Reward):
 
         return self.train(loss, 2 * pair_lengths(both), **options)
 
-    def fit_rows(self, data: Dataset, loss_of: Callable[[Tensor, Tensor], tuple[Tensor, dict]], **options):
-        """Learn from `prompt/completion`; `loss_of(outputs, index)`: outputs (n, K) of the rows `index` to their losses
-        (n,) or (n, K), of which the mean counts, and what to note. Options as in `train`."""
+    def fit_rows(self, data: Dataset, goals: np.ndarray, loss_of: LossOf, **options):
+        """Learn from `prompt/completion`; `loss_of(outputs, goals)`: outputs (n, K) of some rows, and their `goals`, to
+        their losses (n,) or (n, K), of which the mean counts, and what to note. Options as in `train`."""
         rows = self.encode(data["prompt"][:], data["completion"][:])
+        goal = torch.tensor(goals, device=rows.ids.device).float()
 
         def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
-            losses, noted = loss_of(self.outputs(rows.rows(part)), part)
+            losses, noted = loss_of(self.outputs(rows.rows(part)), goal[part])
             return losses.sum() / (len(batch) * losses[0].numel()), noted
 
         return self.train(loss, rows.attention.sum(1), **options)
 
     def train(
-        self,
-        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, dict]],
-        lengths: Tensor,
-        epochs: float = 2,
-        batch_size: int = 32,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.01,
-        **options,
-    ):
+        self, loss_of: LossOf, lengths: Tensor, epochs: float = 2, batch_size: int = 32,
+        learning_rate: float | None = None, weight_decay: float = 0.01, **options,
+    ):  # fmt: skip
         """The loop of `alignkit.training.fit` with a one-cycle learning rate; dropout is off, as in TRL. Returns self.
 
         `lengths`: how many tokens each row has. `learning_rate`: by default what suits the model's size, and whether it
@@ -198,8 +193,15 @@ class RewardModel(Reward):
                                 " with this folder as its backbone")  # fmt: skip
         if cls.kind["format"] == "scalar" and model.config.num_labels != 1:
             raise AlignkitError(f"{str(folder)!r} has {model.config.num_labels} labels; a scalar reward needs one")
+        if any(not hasattr(model.config, f"alignkit_{name}") for name in cls.kept):
+            raise AlignkitError(f"{str(folder)!r} is no {cls.__name__}: it was not written by {cls.__name__}.save")
         usual = "own" if is_encoder(model) else "last"
         return cls(model, Policy(model, tokenizer), getattr(model.config, "alignkit_pooling", usual))
+
+
+def squared(outputs: Tensor, goals: Tensor) -> tuple[Tensor, dict]:
+    """The loss of least squares, for `RewardModel.fit_rows`."""
+    return (outputs - goals).pow(2), {}
 
 
 def as_turns(prompts: list, completions: list) -> list:
@@ -242,7 +244,7 @@ def parts_of(batch: Batch, model, batch_size: int = 512) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def read_rows(batch: Batch, model, values_of: Callable[[Batch, Tensor], Iterable]) -> list:
-    """For each row of the batch its value in `values_of(rows, index)`, which is told some rows at once."""
+    """For each row of the batch its value in `values_of(rows, index)`, which gets some rows at once."""
     values: list = [None] * len(batch)
     for part in parts_of(batch, model):
         for row, value in zip(part.tolist(), values_of(batch.rows(part), part), strict=True):
@@ -252,12 +254,10 @@ def read_rows(batch: Batch, model, values_of: Callable[[Batch, Tensor], Iterable
 
 def read_each(
     reader: Policy | RewardModel, values_of: Callable[[Batch, list[int]], Iterable], prompts: list, completions: list,
-    *columns: list, **encoding,
+    **encoding,
 ) -> list:  # fmt: skip
-    """`read_rows` for completions: those that repeat, with their prompts and `columns`, are read once.
-
-    `values_of(rows, index)` gets token rows, and which completions they are."""
-    which, back = unique_rows(prompts, completions, *columns)
+    """`read_rows` for completions, of which those that repeat are read once; `index` says which they are."""
+    which, back = unique_rows(prompts, completions)
     batch = reader.encode([prompts[i] for i in which], [completions[i] for i in which], **encoding)
     values = read_rows(batch, reader.model, lambda rows, part: values_of(rows, [which[k] for k in part.tolist()]))
     return [values[k] for k in back]

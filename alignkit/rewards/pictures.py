@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import LlavaModel, LlavaPreTrainedModel
 
-from alignkit.errors import AlignkitError, RewardError
+from alignkit.errors import AlignkitError, check_at_least
 from alignkit.pictures import PictureBatch, PicturePolicy, showing
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.model import POOLINGS, read_folder, with_head
@@ -40,9 +40,8 @@ class PictureReward(BradleyTerry):
     @classmethod
     def new(cls, backbone: PicturePolicy, seed: int = 0, pooling: str = "mean", outputs: int = 1):
         if not isinstance(backbone, PicturePolicy):
-            raise AlignkitError(
-                f"{cls.__name__} needs a backbone that sees, not {type(backbone).__name__}; see load_picture_policy"
-            )
+            raise AlignkitError(f"{cls.__name__} needs a backbone that sees, not {type(backbone).__name__}; see "
+                                "load_picture_policy")  # fmt: skip
         return cls(with_head(backbone, outputs, seed, LlavaScorer), backbone, pooling)
 
     def states(self, batch: PictureBatch) -> Tensor:
@@ -87,8 +86,7 @@ class Grounded(Reward):
     def __init__(
         self, find: Detector, named: Callable[[str], Iterable[Thing]], credit: float = 1.0, penalty: float = 0.5
     ):
-        if not (0 <= credit < np.inf and 0 <= penalty < np.inf):
-            raise RewardError(f"Grounded: credit and penalty must be 0 or more, not {credit} and {penalty}")
+        check_at_least("Grounded", 0, credit=credit, penalty=penalty)
         self.find, self.named, self.credit, self.penalty = find, named, credit, penalty
         self.card = RewardCard(name="grounded", construction_basis="rule-based", format="scalar",
                                expression="explicit", granularity="response", source="2309.14525")  # fmt: skip
@@ -96,7 +94,6 @@ class Grounded(Reward):
     def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
         found = {prompt: set(self.find(prompt)) for prompt in set(prompts)}
         rows = [(found[p], set(self.named(c))) for p, c in zip(prompts, completions, strict=True)]
-        right = np.array([len(named & there) / max(len(there), 1) for there, named in rows], dtype=np.float64)
-        wrong = np.array([len(named - there) for there, named in rows], dtype=np.float64)
-        aspects = {"covered": self.credit * right, "grounded": -self.penalty * wrong}
-        return Judgement(aspects["covered"] + aspects["grounded"], aspects=aspects)
+        right = self.credit * np.array([len(named & there) / max(len(there), 1) for there, named in rows])
+        wrong = -self.penalty * np.array([len(named - there) for there, named in rows], dtype=float)
+        return Judgement(right + wrong, aspects={"covered": right, "grounded": wrong})

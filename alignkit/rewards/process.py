@@ -21,7 +21,6 @@ from alignkit.rewards.texts import sentence_ends, step_tokens
 
 UNITS = ("step", "segment", "response")
 AGGREGATES = ("product", "min", "last", "mean", "sum")
-CREDIT = ("added", "level")
 
 
 def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
@@ -51,19 +50,15 @@ class ProcessReward(RewardModel):
     - `surprise`: beside its head, the logit reads how likely the backbone found the step's tokens (the sum and the
       least of their log-probabilities, by logistic regression). Tiny backbones can't learn from some hundred labels to
       compare what was written with what they would have written; this hands it to them;
-    - `aggregate` makes the answer's score: see `aggregate_steps`. An answer without steps has score 0;
-    - `credit` is what `Judgement.steps` holds. "added": the aggregate after the step minus that before it, so that the
-      steps sum to the score, and a longer answer is not paid for being longer. "level": the probabilities themselves
-      (as in 2312.08935), which an optimizer that sums rewards can collect by making more steps.
+    - `aggregate` makes the answer's score: see `aggregate_steps`. An answer without steps has score 0. The judgement's
+      `steps` say what each adds to it, so that they sum to the score and more steps are not paid for being more.
 
     At scoring time steps end where sentences do, unless `ends_of(completion)` says otherwise (in characters).
     """
 
     reads = "chat"
     kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
-
-    kept = {"unit": "step", "aggregate": "product", "credit": "added",
-            "surprise": None}  # fmt: skip  # the weights of sum and least, and the intercept
+    kept = {"unit": "step", "aggregate": "product", "surprise": None}  # the weights of sum and least, the intercept
     ends_of = staticmethod(sentence_ends)
 
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):
@@ -73,18 +68,17 @@ class ProcessReward(RewardModel):
     @classmethod
     def fit(
         cls, steps: Dataset, backbone: Policy | str, unit: str = "step", pooling: str = "mean",
-        aggregate: str = "product", credit: str = "added", surprise: bool = True, seed: int = 0, **options,
+        aggregate: str = "product", surprise: bool = True, seed: int = 0, **options,
     ) -> ProcessReward:  # fmt: skip
         """Fit to TRL's process-reward format: `prompt/completions/labels`, `completions` a list of steps, `labels` one
         true or false (or a number in [0, 1], say from rollouts) for each. Options as in `RewardModel.train`.
 
         The steps are read as one text, with a space between them.
         """
-        for name, value, allowed in (("unit", unit, UNITS), ("aggregate", aggregate, AGGREGATES),
-                                     ("credit", credit, CREDIT)):  # fmt: skip
-            check_choice("ProcessReward", name, value, allowed)
+        check_choice("ProcessReward", "unit", unit, UNITS)
+        check_choice("ProcessReward", "aggregate", aggregate, AGGREGATES)
         labels = check_steps(steps)
-        reward = cls.new(backbone, seed, pooling).but(unit=unit, aggregate=aggregate, credit=credit)
+        reward = cls.new(backbone, seed, pooling).but(unit=unit, aggregate=aggregate)
         texts = [" ".join(row) for row in steps["completions"]]
         rows = reward.encode(steps["prompt"][:], texts)
         ends = [np.cumsum([len(text) + 1 for text in row]) - 1 for row in steps["completions"]]
@@ -107,7 +101,7 @@ class ProcessReward(RewardModel):
         return _padded(step_tokens(self.backbone, texts, ends, batch.tails), -1)
 
     def but(self, **changes) -> ProcessReward:
-        """As `RewardModel.but`, for `unit`, `aggregate`, `credit` and `ends_of`; the card tells the unit."""
+        """As `RewardModel.but`, for `unit`, `aggregate` and `ends_of`; the card tells the unit."""
         other = super().but(**changes)
         other.card = replace(self.card, granularity=other.unit)
         return other
@@ -133,31 +127,25 @@ class ProcessReward(RewardModel):
         total, least, constant = self.surprise or (0.0, 0.0, 0.0)
         return (total * read[..., 0] + least * read[..., 1] + constant).float()
 
-    def step_probabilities(
-        self, prompts: list, completions: list[str], ends: list[list[int]] | None = None
-    ) -> list[np.ndarray]:
-        """For each completion the probability that each of its steps is right; N arrays of shape (steps,).
-
-        `ends`: where the steps end, in characters (default: where `ends_of` says).
-        """
-        ends = [self.ends_of(text) for text in completions] if ends is None else ends
+    def step_probabilities(self, prompts: list, completions: list[str]) -> list[np.ndarray]:
+        """For each completion the probability that each of its steps is right; N arrays of shape (steps,)."""
 
         def read(rows: Batch, index: list[int]) -> list[np.ndarray]:
-            places = self.places(rows, [completions[i] for i in index], [ends[i] for i in index])
+            texts = [completions[i] for i in index]
+            ends = [self.ends_of(text) for text in texts]
+            places = self.places(rows, texts, ends)
             logits = self.step_logits(rows, places).cpu()
             if self.surprise:
                 logits = logits + self.offsets(rows, places)
-            return [p[: len(ends[i])] for p, i in zip(logits.double().sigmoid().numpy(), index, strict=True)]
+            return [p[: len(e)] for p, e in zip(logits.double().sigmoid().numpy(), ends, strict=True)]
 
-        return read_each(self, read, prompts, completions, ends)
+        return read_each(self, read, prompts, completions)
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        ends = [self.ends_of(text) for text in completions]
-        levels = self.step_probabilities(prompts, completions, ends)
-        running = [aggregate_steps(values, self.aggregate) for values in levels]
+        running = [aggregate_steps(p, self.aggregate) for p in self.step_probabilities(prompts, completions)]
         scores = np.array([values[-1] if len(values) else 0.0 for values in running])
-        steps = levels if self.credit == "level" else [np.diff(values, prepend=0.0) for values in running]
-        return Judgement(scores, steps=steps, ends=ends)
+        return Judgement(scores, steps=[np.diff(values, prepend=0.0) for values in running],
+                         ends=[self.ends_of(text) for text in completions])  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """As `RewardModel.save`, without `ends_of`; where surprise counts, the backbone goes into a folder beside."""
@@ -167,7 +155,6 @@ class ProcessReward(RewardModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> ProcessReward:
-        """Read what `save` wrote."""
         reward = super().load(folder)
         if reward.surprise:
             reward.backbone = load_policy(Path(folder) / "backbone")

@@ -15,16 +15,9 @@ from torch import Tensor
 from alignkit.errors import AlignkitError, DataError, check_at_least
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, columns_of
-from alignkit.rewards.data import (
-    check_columns,
-    check_labels,
-    check_numbers,
-    check_pairs,
-    check_rankings,
-    check_texts,
-)
+from alignkit.rewards.data import check_labels, check_numbers, check_pairs, check_rankings, check_ratings
 from alignkit.rewards.losses import bradley_terry_loss, ordinal_loss, plackett_luce_loss
-from alignkit.rewards.model import RewardModel
+from alignkit.rewards.model import RewardModel, squared
 
 
 class BradleyTerry(RewardModel):
@@ -175,16 +168,8 @@ class Regression(RewardModel):
         pooling: str = "mean", seed: int = 0, **options,
     ) -> Regression:  # fmt: skip
         """Fit to `prompt/completion/rating`; a rating off `scale` is an error. Options as in `RewardModel.train`."""
-        check_columns(ratings, ["prompt", "completion", "rating"], "ratings")
-        check_texts(ratings, "completion")
-        values = check_numbers(ratings, "rating", *scale)
-        if values.std() == 0:
-            raise DataError(f"all {len(values)} ratings are {values[0]:g}: there is nothing to learn from them")
-        reward = cls.new(backbone, seed, pooling)
-        target = torch.tensor((values - values.mean()) / values.std(), device=reward.model.device).float()
-        return reward.fit_rows(
-            ratings, lambda out, index: ((out[:, 0] - target[index]).pow(2), {}), seed=seed, **options
-        )
+        values, _, _ = check_ratings(ratings, ["rating"], *scale)
+        return cls.new(backbone, seed, pooling).fit_rows(ratings, values, squared, seed=seed, **options)
 
 
 class Binary(RewardModel):
@@ -199,18 +184,18 @@ class Binary(RewardModel):
         """Fit to `prompt/completion/label` (TRL's unpaired preferences; label true or false)."""
         check_labels(labels)
         reward = cls.new(backbone, seed, pooling)
-        target = torch.tensor(labels["label"][:], device=reward.model.device).float()
-        if target.min() == target.max():
-            raise DataError(f"all {len(target)} labels are {bool(target[0])}: there is nothing to learn from them")
+        liked = np.array(labels["label"][:])
+        if liked.all() or not liked.any():
+            raise DataError(f"all {len(liked)} labels are {liked[0]}: there is nothing to learn from them")
         # how common thumbs up are is a fact about the data, not about a completion: it stays out of the score
-        common = torch.logit(target.mean()).requires_grad_()
+        common = torch.logit(torch.tensor(liked, device=reward.model.device).float().mean()).requires_grad_()
 
-        def loss(out: Tensor, index: Tensor) -> tuple[Tensor, dict]:
+        def loss(out: Tensor, goal: Tensor) -> tuple[Tensor, dict]:
             logit = out[:, 0] + common
-            right = (logit > 0) == target[index].bool()
-            return F.binary_cross_entropy_with_logits(logit, target[index], reduction="none"), {"accuracy": right}
+            losses = F.binary_cross_entropy_with_logits(logit, goal, reduction="none")
+            return losses, {"accuracy": (logit > 0) == goal.bool()}
 
-        return reward.fit_rows(labels, loss, seed=seed, extra=(common,), **options)
+        return reward.fit_rows(labels, liked, loss, seed=seed, extra=(common,), **options)
 
 
 # -- calibration of differences --------------------------------------------------------------------------------------

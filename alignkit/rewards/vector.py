@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
-from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
+from alignkit.rewards.data import check_pairs, check_ratings
 from alignkit.rewards.losses import bradley_terry_loss, normal_preference_loss
-from alignkit.rewards.model import RewardModel, read_each, seeded
+from alignkit.rewards.model import RewardModel, read_each, seeded, squared
 
 HIDDEN = 32  # units of the gate's inner layer
 
@@ -27,50 +26,35 @@ HIDDEN = 32  # units of the gate's inner layer
 class MultiAspect(RewardModel):
     """Attribute regression (HelpSteer, 2311.09528): one output of the head for each rated aspect.
 
-    `judge` gives every aspect in the units of its ratings, and their weighted sum as the score. The weights are no part
-    of the fit: `with_weights` changes them without a new label.
+    Aspects are in the units of their ratings, and the score is their weighted sum. The weights are no part of the fit:
+    `with_weights` changes them without a new label.
     """
 
     kind = {"name": "multi-aspect", "format": "vector", "granularity": "multi-aspect", "objective": "multi",
             "source": "2311.09528"}  # fmt: skip
 
+    kept = {"aspects": None, "mean": 0.0, "spread": 1.0, "weights": None}
+
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):
         super().__init__(model, backbone, pooling)
-        unnamed = [(f"aspect {k}", 0.0, 1.0, 1.0) for k in range(model.config.num_labels)]
-        names, *columns = zip(*(getattr(model.config, "alignkit_aspects", None) or unnamed), strict=True)
-        self.mean, self.spread, weights = (np.array(column, dtype=float) for column in columns)
-        self.weights = dict(zip(names, weights.tolist(), strict=True))
-
-    @property
-    def aspects(self) -> list[str]:
-        return list(self.weights)
+        self.aspects: list[str] = self.aspects or [f"aspect {k}" for k in range(model.config.num_labels)]
+        self.mean, self.spread = np.array(self.mean), np.array(self.spread)
+        self.weights: dict[str, float] = self.weights or dict.fromkeys(self.aspects, 1.0)
 
     @classmethod
     def fit(
         cls, ratings: Dataset, backbone: Policy | str, aspects: Sequence[str],
         weights: Mapping[str, float] | None = None, pooling: str = "mean", seed: int = 0, **options,
     ) -> MultiAspect:  # fmt: skip
-        """Fit to `prompt/completion` and one column of numbers for each of `aspects`, by least squares.
-
-        Each aspect is standardized first, so that all count alike in the loss. `weights` (default: 1 each) only serve
-        the score. Further options as in `RewardModel.train`.
-        """
+        """Fit to `prompt/completion` and one column of numbers for each of `aspects`, by least squares on standardized
+        aspects. `weights` (default: 1 each) only serve the score. Further options as in `RewardModel.train`."""
         if isinstance(aspects, str) or not aspects:
             raise DataError(f"aspects is {aspects!r}; name at least one column of ratings, in a list")
-        check_columns(ratings, ["prompt", "completion", *aspects], "ratings")
-        check_texts(ratings, "completion")
-        values = np.stack([check_numbers(ratings, name) for name in aspects], axis=1)
-        mean, spread = values.mean(0), values.std(0)
-        for name, s, first in zip(aspects, spread, values[0], strict=True):
-            if s == 0:
-                raise DataError(f"all {len(values)} ratings of {name!r} are {first:g}: leave that aspect out")
+        values, mean, spread = check_ratings(ratings, aspects)
         reward = cls.new(backbone, seed, pooling, outputs=len(aspects))
-        reward.mean, reward.spread, reward.weights = mean, spread, dict.fromkeys(aspects, 1.0)
-        reward.weights = reward.with_weights(weights or {}).weights
-        target = torch.tensor((values - mean) / spread, device=reward.model.device).float()
-        return reward.fit_rows(
-            ratings, lambda out, index: ((out - target[index]).pow(2), {}), seed=seed, **options
-        )
+        reward = reward.but(aspects=list(aspects), mean=mean, spread=spread, weights=dict.fromkeys(aspects, 1.0))
+        reward = reward.with_weights(weights or {})
+        return reward.fit_rows(ratings, values, squared, seed=seed, **options)
 
     def rate(self, prompts: list, completions: list[str]) -> np.ndarray:
         """Every aspect in the units of its ratings, shape (N, K)."""
@@ -78,21 +62,15 @@ class MultiAspect(RewardModel):
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         rated = self.rate(prompts, completions)
-        return Judgement(rated @ np.array(list(self.weights.values())),
-                         aspects={name: rated[:, k] for k, name in enumerate(self.aspects)})  # fmt: skip
+        weights = np.array([self.weights[name] for name in self.aspects])
+        return Judgement(rated @ weights, aspects=dict(zip(self.aspects, rated.T, strict=True)))
 
     def with_weights(self, weights: Mapping[str, float]) -> MultiAspect:
-        """The same heads under other weights; aspects not named keep theirs. Nothing is fit, nothing is copied."""
+        """The same heads under other weights; aspects not named keep theirs."""
         unknown = [name for name in weights if name not in self.weights]
         if unknown:
             raise AlignkitError(f"no aspect {unknown[0]!r} in this reward; it has {', '.join(self.aspects)}")
         return self.but(weights={name: float(weights.get(name, w)) for name, w in self.weights.items()})
-
-    def save(self, folder: str | Path) -> Path:
-        """As `RewardModel.save`; names, units and weights of the aspects go into the config."""
-        table = zip(self.aspects, self.mean.tolist(), self.spread.tolist(), self.weights.values(), strict=True)
-        self.model.config.alignkit_aspects = [list(row) for row in table]  # a list: a saved config sorts its keys
-        return super().save(folder)
 
 
 class Gated(Reward):
@@ -116,9 +94,8 @@ class Gated(Reward):
         with seeded(seed):
             network = nn.Sequential(nn.LayerNorm(states.shape[1]), nn.Linear(states.shape[1], HIDDEN), nn.ReLU(),
                                     nn.Linear(HIDDEN, gap.shape[1]))  # fmt: skip
-        # the last layer starts at zero: equal weights, whatever the prompt
-        nn.init.zeros_(network[-1].weight)
-        nn.init.zeros_(network[-1].bias)
+        for weights in network[-1].parameters():  # equal weights, whatever the prompt, are where it starts
+            nn.init.zeros_(weights)
         log_scale = torch.zeros((), requires_grad=True)
         groups = [{"params": network.parameters(), "weight_decay": 0.1}, {"params": [log_scale], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=1e-2)
@@ -139,7 +116,7 @@ class Gated(Reward):
         outputs = self.heads.predict(prompts, completions)
         rated = self.heads.mean + self.heads.spread * outputs
         return Judgement(self.scale * (self.gate(prompts) * outputs).sum(1) if len(prompts) else np.zeros(0),
-                         aspects={name: rated[:, k] for k, name in enumerate(self.heads.aspects)})  # fmt: skip
+                         aspects=dict(zip(self.heads.aspects, rated.T, strict=True)))  # fmt: skip
 
 
 def prompt_states(reward: RewardModel, prompts: list) -> Tensor:
@@ -188,7 +165,7 @@ class Distributional(RewardModel):
         return Judgement(mean + norm.ppf(self.quantile) * spread, aspects={"mean": mean, "spread": spread})
 
     def with_quantile(self, quantile: float) -> Distributional:
-        """The same model, scored by another quantile of its utility. Nothing is fit, nothing is copied."""
+        """The same model, scored by another quantile of its utility."""
         if not 0 < quantile < 1:
             raise AlignkitError(f"quantile must lie between 0 and 1, not {quantile}; 0.5 is the mean, less is averse")
         return self.but(quantile=float(quantile))
