@@ -73,7 +73,7 @@ def test_weights_change_the_score_and_nothing_else(vector, some):
     np.testing.assert_allclose(said.scores, 2 * said.aspects["polite"])
     np.testing.assert_allclose(sum(vector(*some).aspects.values()), vector(*some).scores)
     assert only.model is vector.model and vector.weights["polite"] == 1.0
-    with pytest.raises(AlignkitError, match="no aspect 'kind'.*polite"):
+    with pytest.raises(AlignkitError, match="an aspect must be one of .*polite.*not 'kind'"):
         vector.with_weights({"kind": 1.0})
 
 

@@ -17,7 +17,7 @@ from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.losses import bradley_terry_loss
-from alignkit.rewards.model import RewardModel, as_backbone, read_rows
+from alignkit.rewards.model import RewardModel, as_backbone, read_each
 from alignkit.rewards.texts import reader, text_of
 from alignkit.tokens import Batch
 
@@ -25,11 +25,11 @@ from alignkit.tokens import Batch
 class PairReward(Reward):
     """Compares completions of one prompt with each other. Subclasses define `first_better`.
 
-    `judge` lets each completion meet at most `opponents` others of its group, the same ones for all (a panel that
-    depends on the seed and the texts, not on their order). Scores are shares of wins, a win counting as its
-    probability: Borda's count over the number of opponents. So a score is only good within its group: completions of
-    the same prompt in the same call (for pairs use `compare`, not `score_pairs`). A completion without an opponent has
-    score 1/2. `both_orders`: read each pair twice, sides swapped, and average the logits.
+    Each completion meets at most `opponents` others of its group, the same ones for all (a panel that depends on the
+    seed and the texts, not on their order). Scores are shares of wins, a win counting as its probability: Borda's count
+    over the number of opponents; 1/2 without an opponent. So a score is only good within its group: completions of the
+    same prompt in the same call (for pairs use `compare`, not `score_pairs`). `both_orders`: read each pair twice,
+    sides swapped, and average the logits.
     """
 
     opponents: int = 4
@@ -88,32 +88,27 @@ class Comparator(PairReward, RewardModel):
         cls, pairs: Dataset, backbone: Policy | str, context: int = 144, seed: int = 0, keep_order: bool = False,
         **options,
     ) -> Comparator:  # fmt: skip
-        """Fit to `prompt/chosen/rejected`, each pair read in a random order.
-
-        With a column `position` ("first" or "second": where the chosen side was shown) and `keep_order`, pairs are read
-        as they were shown, position bias and all. `context`: tokens for prompt and both sides. Further options as in
-        `RewardModel.train`.
-        """
+        """Fit to `prompt/chosen/rejected`, each pair read in a random order; with `keep_order` in that of the column
+        `position` ("first" or "second": where the chosen side was shown), position bias and all. `context`: tokens for
+        prompt and both sides."""
         pairs = check_pairs(pairs)
         prompts, first, second, chose_first = shown(pairs, seed, keep_order)
         reward = cls.new(reader(as_backbone(backbone), context=context), seed, outputs=2)
         with torch.no_grad():
             reward.head.weight[1] = reward.head.weight[0]
         reward.seed = seed
-        rows = reward.encode_both(prompts, first, second)
-        sign = torch.tensor(np.where(chose_first, 1.0, -1.0), device=rows.ids.device).float()
 
-        def loss(part: Tensor, batch: Tensor) -> tuple[Tensor, dict]:
-            gap = sign[part] * reward.forward(rows.rows(part))
-            return bradley_terry_loss(gap, torch.zeros_like(gap)).sum() / len(batch), {"accuracy": gap > 0}
+        def loss(out: Tensor, sign: Tensor) -> tuple[Tensor, dict]:
+            gap = sign * (out[:, 0] - out[:, 1])
+            return bradley_terry_loss(gap, torch.zeros_like(gap)), {"accuracy": gap > 0}
 
-        return reward.train(loss, rows.attention.sum(1), seed=seed, **options)
+        rows = Dataset.from_dict({"prompt": prompts, "completion": reward.both(first, second)})
+        return reward.fit_rows(rows, np.where(chose_first, 1.0, -1.0), loss, seed=seed, **options)
 
-    def encode_both(self, prompts: list, first: list[str], second: list[str]) -> Batch:
-        """prompt, first, end-of-sequence, second, end-of-sequence."""
+    def both(self, first: list[str], second: list[str]) -> list[str]:
+        """Both sides as one text, an end-of-sequence token behind either."""
         eos = self.backbone.tokenizer.eos_token
-        texts = [f"{a} {eos} {b} {eos}".strip() for a, b in zip(first, second, strict=True)]
-        return self.backbone.encode(prompts, texts)
+        return [f"{a} {eos} {b} {eos}".strip() for a, b in zip(first, second, strict=True)]
 
     def outputs(self, batch: Batch) -> Tensor:
         """Readout of the first and of the second completion, shape (N, 2); differentiable."""
@@ -127,15 +122,12 @@ class Comparator(PairReward, RewardModel):
         return out[:, 0] - out[:, 1]
 
     def first_better(self, prompts: list, first: list[str], second: list[str]) -> np.ndarray:
-        batch = self.encode_both(prompts, first, second)
-        return np.array(read_rows(batch, self.model, lambda rows, _: self.forward(rows).tolist()), dtype=float)
+        logits = read_each(self, lambda rows, _: self.forward(rows).tolist(), prompts, self.both(first, second))
+        return np.array(logits, dtype=float)
 
 
 def shown(pairs: Dataset, seed: int, keep_order: bool = False) -> tuple[list[str], list[str], list[str], np.ndarray]:
-    """Prompts, first and second sides as they are to be read, and where the first one was chosen.
-
-    The order is that of the column `position` if `keep_order`, else random.
-    """
+    """Prompts, first and second sides as they are to be read (see `Comparator.fit`), and where the first was chosen."""
     prompts = [text_of(prompt, "user") for prompt in pairs["prompt"]]
     chosen, rejected = ([text_of(said, "assistant") for said in pairs[side]] for side in ("chosen", "rejected"))
     if keep_order:

@@ -63,10 +63,8 @@ def check_numbers(data: Dataset, column: str, low: float = -np.inf, high: float 
 def check_ratings(
     ratings: Dataset, columns: Sequence[str], low: float = -np.inf, high: float = np.inf
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of numbers beside `prompt/completion`, each standardized, shape (N, K); their means and spreads, (K,).
-
-    DataError as of `check_numbers`, or if a column is the same in all rows.
-    """
+    """Columns of numbers beside `prompt/completion`, each standardized, shape (N, K), and their means and spreads, (K,).
+    DataError as of `check_numbers`, or if a column is the same in all rows."""
     check_columns(ratings, ["prompt", "completion", *columns], "ratings")
     check_texts(ratings, "completion")
     values = np.stack([check_numbers(ratings, name, low, high) for name in columns], axis=1)
@@ -79,9 +77,7 @@ def check_ratings(
 
 def check_pairs(pairs: Dataset, *numbers: str | None) -> Dataset:
     """The pairs, all columns kept, with a column `prompt` if they had none: what both sides begin with, as in TRL.
-
-    DataError naming the column or row if these are not usable pairs; `numbers`: further columns that are needed.
-    """
+    DataError naming the column or row if these are not usable pairs; `numbers`: further columns that are needed."""
     numbers = [name for name in numbers if name]
     check_columns(pairs, ["chosen", "rejected", *numbers], "pairs")
     if "prompt" not in pairs.column_names:
@@ -95,15 +91,14 @@ def check_pairs(pairs: Dataset, *numbers: str | None) -> Dataset:
 def _with_prompts(pairs: Dataset) -> Dataset:
     """What both sides of each pair begin with as the prompt, and the sides without it (TRL's `extract_prompt`)."""
     check_texts(pairs, "chosen", "rejected")
-    columns: dict[str, list] = {"prompt": [], "chosen": [], "rejected": []}
-    for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True):
+    rows = []
+    for row in pairs:
+        chosen, rejected = row["chosen"], row["rejected"]
         shorter = min(len(chosen), len(rejected))
         n = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter - 1)
         n -= isinstance(chosen, str) and chosen[max(n - 1, 0) : n] == " "
-        for name, said in zip(columns, (chosen[:n], chosen[n:], rejected[n:]), strict=True):
-            columns[name].append(said)
-    rest = {name: pairs[name][:] for name in pairs.column_names if name not in columns}
-    return Dataset.from_dict({**columns, **rest})
+        rows.append({**row, "prompt": chosen[:n], "chosen": chosen[n:], "rejected": rejected[n:]})
+    return Dataset.from_list(rows)
 
 
 def check_labels(labels: Dataset, what: str = "labels") -> None:
@@ -127,9 +122,7 @@ def check_rankings(rankings: Dataset) -> None:
 
 def check_steps(steps: Dataset) -> list[list[float]]:
     """The labels of TRL's stepwise format, `prompt/completions/labels`, as numbers: true, false or in [0, 1].
-
-    DataError naming the row if steps and labels do not match or are not what they should.
-    """
+    DataError naming the row if steps and labels do not match or are not what they should be."""
     check_columns(steps, ["prompt", "completions", "labels"], "steps")
     check_texts(steps)
     for row, (texts, labels) in enumerate(zip(steps["completions"], steps["labels"], strict=True)):

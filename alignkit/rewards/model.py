@@ -33,7 +33,8 @@ SAFE = {"trust_remote_code": False, "local_files_only": True}
 
 
 class RewardModel(Reward):
-    """A linear head of K numbers on the backbone's hidden states. Subclasses set `kind` and bring a `fit`.
+    """A linear head of K numbers on the backbone's hidden states. Subclasses set `kind` and bring a `fit`, whose
+    `pooling` is explained here, and whose further options are those of `train`.
 
     The backbone is a causal LM, with adapters or without, or an encoder such as BERT. Its weights are copied; frozen
     ones are shared with it, and stay frozen. Text and messages are read as the backbone's `encode` reads them.
@@ -130,7 +131,7 @@ class RewardModel(Reward):
 
     def fit_pairs(self, pairs: Dataset, loss_of: Callable, weights: Tensor | None = None, **options):
         """Learn from `prompt/chosen/rejected`; `loss_of(chosen, rejected, index)`: outputs (n, K) of both sides of the
-        pairs `index` to their losses (n,). `weights` (N,): how much each pair counts. Options as in `train`."""
+        pairs `index` to their losses (n,). `weights` (N,): how much each pair counts."""
         both, n = encode_pairs(self, pairs), len(pairs)
         counts = torch.ones(n, device=both.ids.device) if weights is None else weights
 
@@ -143,7 +144,7 @@ class RewardModel(Reward):
 
     def fit_rows(self, data: Dataset, goals: np.ndarray, loss_of: LossOf, **options):
         """Learn from `prompt/completion`; `loss_of(outputs, goals)`: outputs (n, K) of some rows, and their `goals`, to
-        their losses (n,) or (n, K), of which the mean counts, and what to note. Options as in `train`."""
+        their losses (n,) or (n, K), of which the mean counts, and what to note."""
         rows = self.encode(data["prompt"][:], data["completion"][:])
         goal = torch.tensor(goals, device=rows.ids.device).float()
 

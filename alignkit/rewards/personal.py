@@ -37,7 +37,6 @@ class PersonalReward(RewardModel):
 
     kind = {"name": "personal", "format": "vector", "granularity": "response", "objective": "multi",
             "source": "2408.10075"}  # fmt: skip
-
     kept = {"shares": None}  # and not `people`: they say who was asked
 
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):
@@ -55,8 +54,7 @@ class PersonalReward(RewardModel):
         annotator is a kind of their own, in the order of their names: heads that share what the backbone learns.
 
         Who resembles whom is first guessed on the frozen backbone (`sort_people`); then backbone and heads learn
-        together, and the posteriors are brought up to date at every minibatch. With kinds = 1 this is
-        `BradleyTerry.fit`. Further options as in `RewardModel.train`.
+        together, and the posteriors are brought up to date at every minibatch. One kind is `BradleyTerry.fit`.
         """
         pairs = check_pairs(pairs)
         check_columns(pairs, ["annotator"], "pairs")
@@ -123,8 +121,8 @@ class PersonalReward(RewardModel):
         posterior = self.infer(who) if who is None or isinstance(who, Dataset) else np.asarray(who, dtype=float)
         if posterior.shape != self.shares.shape or not np.isclose(posterior.sum(), 1) or (posterior < 0).any():
             raise AlignkitError(f"a posterior needs {len(self.shares)} numbers >= 0 that sum to 1, not {posterior}")
-        card = replace(self.card, name=f"personal [{', '.join(f'{p:.2f}' for p in posterior)}]")
-        return self.but(shares=posterior, card=card)
+        name = f"personal [{', '.join(f'{p:.2f}' for p in posterior)}]"
+        return self.but(shares=posterior, card=replace(self.card, name=name, format="scalar", objective="single"))
 
     def heads(self) -> list[PersonalReward]:
         """The reward of each kind of people."""

@@ -71,10 +71,8 @@ class ProcessReward(RewardModel):
         aggregate: str = "product", surprise: bool = True, seed: int = 0, **options,
     ) -> ProcessReward:  # fmt: skip
         """Fit to TRL's process-reward format: `prompt/completions/labels`, `completions` a list of steps, `labels` one
-        true or false (or a number in [0, 1], say from rollouts) for each. Options as in `RewardModel.train`.
-
-        The steps are read as one text, with a space between them.
-        """
+        true or false (or a number in [0, 1], say from rollouts) for each. The steps are read as one text, with a space
+        between them."""
         check_choice("ProcessReward", "unit", unit, UNITS)
         check_choice("ProcessReward", "aggregate", aggregate, AGGREGATES)
         labels = check_steps(steps)
@@ -107,10 +105,7 @@ class ProcessReward(RewardModel):
         return other
 
     def step_logits(self, batch: Batch, places: Tensor) -> Tensor:
-        """The head's logit for each step, shape (N, S), without what surprise adds; differentiable.
-
-        `places` (N, S): each step's last token, -1 where there is none.
-        """
+        """The head's logit for each step, shape (N, S), without what surprise adds; differentiable."""
         by_token = self.outputs_by_token(batch)[..., 0]
         last = places.to(by_token.device).clamp(0, by_token.shape[1] - 1)
         if self.pooling == "last":

@@ -21,10 +21,8 @@ from alignkit.rewards.model import RewardModel, squared
 
 
 class BradleyTerry(RewardModel):
-    """Fit to pairs: a data-driven, scalar, explicit, response-level reward.
-
-    Scores are log-odds: sigmoid(r(x, y1) - r(x, y2)) is the modeled probability that y1 is preferred; they are
-    identified only up to a constant for each prompt.
+    """Fit to pairs. Scores are log-odds: sigmoid(r(x, y1) - r(x, y2)) is the modeled probability that y1 is preferred;
+    they are identified only up to a constant for each prompt.
     """
 
     kind = {"name": "bradley-terry", "format": "scalar", "granularity": "response", "source": "2203.02155"}
@@ -36,23 +34,18 @@ class BradleyTerry(RewardModel):
     ) -> BradleyTerry:  # fmt: skip
         """Fit to `prompt/chosen/rejected`. `margin` names a column of margins (larger = clearer preference);
         `confidence` one of probabilities that the label is right, say from an aggregation of several labelers: the loss
-        is then the expected one. Further options as in `RewardModel.train`.
+        is then the expected one.
         """
         pairs = check_pairs(pairs, margin, confidence)
         reward = cls.new(backbone, seed, pooling)
-
-        def column(name: str | None, default: float, *limits: float) -> Tensor:
-            values = check_numbers(pairs, name, *limits) if name else np.full(len(pairs), default)
-            return torch.tensor(values, device=reward.model.device).float()
-
-        margins, sure = column(margin, 0.0), column(confidence, 1.0, 0.0, 1.0)
+        margins = check_numbers(pairs, margin) if margin else np.zeros(len(pairs))
+        right = check_numbers(pairs, confidence, 0, 1) if confidence else np.ones(len(pairs))
+        margins, right = torch.tensor(np.stack([margins, right]), device=reward.model.device).float()
 
         def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
-            chosen, rejected = chosen[:, 0], rejected[:, 0]
-            losses = sure[index] * bradley_terry_loss(chosen, rejected, margins[index])
-            if confidence:
-                losses = losses + (1 - sure[index]) * bradley_terry_loss(rejected, chosen, margins[index])
-            return losses
+            as_told, turned = (bradley_terry_loss(better[:, 0], worse[:, 0], margins[index])
+                               for better, worse in ((chosen, rejected), (rejected, chosen)))  # fmt: skip
+            return right[index] * as_told + (1 - right[index]) * turned
 
         return reward.fit_pairs(pairs, loss, seed=seed, **options)
 
@@ -73,7 +66,7 @@ def refresh(
 
     With `old` pairs this is experience replay: as many of them as there are new ones (drawn at random, each at most
     once) are read beside them, each counting `weight` in the loss. They keep alive what has not changed, and repeat
-    what has; `epochs` count passes over the new pairs either way. Further options as in `RewardModel.train`.
+    what has; `epochs` count passes over the new pairs either way.
     """
     check_at_least("refresh", 0, weight=weight)
     columns = ["prompt", "chosen", "rejected"]
@@ -85,11 +78,12 @@ def refresh(
         rows = concatenate_datasets([rows, old.select(some.tolist())])
         weights = np.concatenate([weights, np.full(len(some), weight)])
     counts = torch.tensor(weights, device=reward.model.device).float()
+
+    def loss(chosen: Tensor, rejected: Tensor, _) -> Tensor:
+        return bradley_terry_loss(chosen, rejected)[:, 0]
+
     fresh = reward.but(model=copy.deepcopy(reward.model))
-    return fresh.fit_pairs(
-        rows, lambda chosen, rejected, _: bradley_terry_loss(chosen, rejected)[:, 0], counts, epochs=epochs, seed=seed,
-        **options,
-    )  # fmt: skip
+    return fresh.fit_pairs(rows, loss, counts, epochs=epochs, seed=seed, **options)
 
 
 class Ordinal(RewardModel):
@@ -134,11 +128,8 @@ class PlackettLuce(RewardModel):
         cls, rankings: Dataset, backbone: Policy | str, top: int | None = None, pooling: str = "mean", seed: int = 0,
         batch_size: int = 16, **options,
     ) -> PlackettLuce:  # fmt: skip
-        """Fit to `prompt/ranked`; `ranked` lists the completions best first, at least two a row.
-
-        Only the first `top` places count (1: which one is best, the rest in no order). Further options as in
-        `RewardModel.train`; batch_size counts rankings.
-        """
+        """Fit to `prompt/ranked`; `ranked` lists the completions best first, at least two a row. Only the first `top`
+        places count (1: which one is best, the rest in no order). `batch_size` counts rankings."""
         check_rankings(rankings)
         reward = cls.new(backbone, seed, pooling)
         sizes = [len(ranked) for ranked in rankings["ranked"]]
@@ -167,7 +158,7 @@ class Regression(RewardModel):
         cls, ratings: Dataset, backbone: Policy | str, scale: tuple[float, float] = (-np.inf, np.inf),
         pooling: str = "mean", seed: int = 0, **options,
     ) -> Regression:  # fmt: skip
-        """Fit to `prompt/completion/rating`; a rating off `scale` is an error. Options as in `RewardModel.train`."""
+        """Fit to `prompt/completion/rating`; a rating off `scale` is an error."""
         values, _, _ = check_ratings(ratings, ["rating"], *scale)
         return cls.new(backbone, seed, pooling).fit_rows(ratings, values, squared, seed=seed, **options)
 

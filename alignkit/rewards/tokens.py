@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,22 +19,25 @@ CREDIT = ("response", "token")
 LENGTH = ("sum", "mean")
 
 
-def as_sampled(policy: Policy, completions: list[str], ids: list[list[int]] | None) -> list:
-    """Each completion as the token ids that were sampled, where this tokenizer reads them as that text; else the text.
+def by_token(
+    reader: Policy | RewardModel, values_of: Callable[[Batch], Tensor], prompts: list, completions: list[str],
+    ids: list[list[int]] | None,
+) -> list[np.ndarray]:  # fmt: skip
+    """`values_of` a token batch, (n, T), for each token of each completion: N float64 arrays.
 
-    A tokenizer may cut a text otherwise than it was sampled, and credit would then lie on the wrong tokens.
+    Completions are read as the `ids` that were sampled, where this tokenizer reads these as that text: it may cut it
+    otherwise, and credit would then lie on the wrong tokens.
     """
-    if ids is None:
-        return completions
-    read = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [list(own) if text.strip() == said.strip() else text
-            for own, said, text in zip(ids, read, completions, strict=True)]  # fmt: skip
+    if ids is not None:
+        read = getattr(reader, "backbone", reader).tokenizer.batch_decode(ids, skip_special_tokens=True)
+        completions = [list(own) if text.strip() == said.strip() else text
+                       for own, said, text in zip(ids, read, completions, strict=True)]  # fmt: skip
 
+    def without_padding(rows: Batch, _) -> list[np.ndarray]:
+        values, lengths = values_of(rows).double().cpu().numpy(), rows.mask.sum(1).tolist()
+        return [row[:n] for row, n in zip(values, lengths, strict=True)]
 
-def of_tokens(values: Tensor, rows: Batch) -> list[np.ndarray]:
-    """(n, T) without what stands at padding: float64, one number for each token of each completion."""
-    lengths = rows.mask.sum(1).tolist()
-    return [row[:n] for row, n in zip(values.double().cpu().numpy(), lengths, strict=True)]
+    return read_each(reader, without_padding, prompts, completions)
 
 
 class ByToken(Reward):
@@ -52,9 +56,9 @@ class ByToken(Reward):
         self.card = replace(model.card, name=f"{model.card.name} by token", granularity="token")
 
     def judge(self, prompts: list, completions: list[str], completion_ids: list | None = None) -> Judgement:
-        said = as_sampled(self.model.backbone, completions, completion_ids)
-        outputs = read_each(
-            self.model, lambda rows, _: of_tokens(self.model.outputs_by_token(rows)[..., 0], rows), prompts, said
+        model = self.model
+        outputs = by_token(
+            model, lambda rows: model.outputs_by_token(rows)[..., 0], prompts, completions, completion_ids
         )
         tokens = [values / len(values) for values in outputs]
         return Judgement(np.array([values.sum() for values in tokens]), tokens=tokens)
@@ -64,9 +68,8 @@ class ImplicitReward(Reward):
     """r(x, y) = beta * log(pi(y|x) / ref(y|x)), up to a constant for each prompt (DPO, 2305.18290, eq. 5).
 
     The ratio of two autoregressive policies is a sum over tokens: with `granularity` "token" the judgement also says
-    what each token adds (2404.12358), the end-of-sequence token included; the credits sum to the score. An empty
-    completion is that one token, so it has a score as well. With `completion_ids`, as in training, the tokens are those
-    that were sampled.
+    what each token adds (2404.12358), the end-of-sequence token included, which is all there is of an empty completion.
+    With `completion_ids`, as in training, the tokens are those that were sampled.
 
     `length` "mean" divides by the number of tokens. Without a `reference` the reward is beta * log pi(y|x); that with
     the mean is SimPO's reward (2405.14734, eq. 4).
@@ -74,7 +77,7 @@ class ImplicitReward(Reward):
 
     def __init__(
         self, policy: Policy, reference: Policy | None, beta: float = 0.2, granularity: str = "response",
-        length: str = "sum", name: str | None = None,
+        length: str = "sum",
     ):  # fmt: skip
         check_positive("ImplicitReward", beta=beta)
         check_choice("ImplicitReward", "granularity", granularity, CREDIT)
@@ -84,7 +87,7 @@ class ImplicitReward(Reward):
         self.policy, self.reference, self.beta, self.length = policy, reference, beta, length
         free = reference is None
         self.card = RewardCard(
-            name=name or f"implicit:{policy.name}", construction_basis="data-driven", format="scalar",
+            name=f"implicit:{policy.name}", construction_basis="data-driven", format="scalar",
             expression="implicit", granularity=granularity, notes="reference-free" if free else "",
             source="2405.14734" if free else "2404.12358" if granularity == "token" else "2305.18290",
         )  # fmt: skip
@@ -95,8 +98,7 @@ class ImplicitReward(Reward):
         return logp if self.reference is None else logp - self.reference.token_logprobs(batch).double()
 
     def judge(self, prompts: list, completions: list[str], completion_ids: list | None = None) -> Judgement:
-        said = as_sampled(self.policy, completions, completion_ids)
-        ratios = read_each(self.policy, lambda rows, _: of_tokens(self.log_ratio(rows), rows), prompts, said)
+        ratios = by_token(self.policy, self.log_ratio, prompts, completions, completion_ids)
         credit = [self.beta * values / (len(values) if self.length == "mean" else 1) for values in ratios]
         scores = np.array([tokens.sum() for tokens in credit])
         return Judgement(scores, tokens=credit if self.card.granularity == "token" else None)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, check_choice
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward
 from alignkit.rewards.data import check_pairs, check_ratings
@@ -32,7 +32,6 @@ class MultiAspect(RewardModel):
 
     kind = {"name": "multi-aspect", "format": "vector", "granularity": "multi-aspect", "objective": "multi",
             "source": "2311.09528"}  # fmt: skip
-
     kept = {"aspects": None, "mean": 0.0, "spread": 1.0, "weights": None}
 
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):
@@ -47,7 +46,7 @@ class MultiAspect(RewardModel):
         weights: Mapping[str, float] | None = None, pooling: str = "mean", seed: int = 0, **options,
     ) -> MultiAspect:  # fmt: skip
         """Fit to `prompt/completion` and one column of numbers for each of `aspects`, by least squares on standardized
-        aspects. `weights` (default: 1 each) only serve the score. Further options as in `RewardModel.train`."""
+        aspects. `weights` (default: 1 each) only serve the score."""
         if isinstance(aspects, str) or not aspects:
             raise DataError(f"aspects is {aspects!r}; name at least one column of ratings, in a list")
         values, mean, spread = check_ratings(ratings, aspects)
@@ -67,9 +66,8 @@ class MultiAspect(RewardModel):
 
     def with_weights(self, weights: Mapping[str, float]) -> MultiAspect:
         """The same heads under other weights; aspects not named keep theirs."""
-        unknown = [name for name in weights if name not in self.weights]
-        if unknown:
-            raise AlignkitError(f"no aspect {unknown[0]!r} in this reward; it has {', '.join(self.aspects)}")
+        for name in weights:
+            check_choice("with_weights", "an aspect", name, self.aspects)
         return self.but(weights={name: float(weights.get(name, w)) for name, w in self.weights.items()})
 
 
@@ -141,12 +139,11 @@ class Distributional(RewardModel):
 
     kind = {"name": "distributional", "format": "vector", "granularity": "response", "objective": "multi",
             "source": "2312.08358"}  # fmt: skip
-
     kept = {"quantile": 0.5}
 
     @classmethod
     def fit(cls, pairs: Dataset, backbone: Policy | str, pooling: str = "mean", seed: int = 0, **options):
-        """Fit to `prompt/chosen/rejected` by maximum likelihood. Further options as in `RewardModel.train`."""
+        """Fit to `prompt/chosen/rejected` by maximum likelihood."""
         pairs = check_pairs(pairs)
 
         def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
@@ -157,8 +154,8 @@ class Distributional(RewardModel):
 
     def distribution(self, prompts: list, completions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and spread of each completion's utility, each of shape (N,)."""
-        out = torch.tensor(self.predict(prompts, completions))
-        return out[:, 0].numpy(), spread_of(out[:, 1]).numpy()
+        mean, raw = self.predict(prompts, completions).T
+        return mean, spread_of(torch.tensor(raw)).numpy()
 
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
         mean, spread = self.distribution(prompts, completions)
