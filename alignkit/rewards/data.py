@@ -63,7 +63,7 @@ def check_numbers(data: Dataset, column: str, low: float = -np.inf, high: float 
 def check_ratings(
     ratings: Dataset, columns: Sequence[str], low: float = -np.inf, high: float = np.inf
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of numbers beside `prompt/completion`, each standardized, shape (N, K), and their means and spreads, (K,).
+    """Numbers beside `prompt/completion`, each column standardized, shape (N, K), and the means and spreads, (K,).
     DataError as of `check_numbers`, or if a column is the same in all rows."""
     check_columns(ratings, ["prompt", "completion", *columns], "ratings")
     check_texts(ratings, "completion")
