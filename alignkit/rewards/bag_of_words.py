@@ -38,9 +38,7 @@ class BagOfWords(Reward):
 
     def __init__(self, words: TfidfVectorizer, weights: np.ndarray, temperature: float):
         self.words, self.weights, self.temperature = words, weights, temperature
-        self.card = RewardCard(name="bag of words", construction_basis="data-driven", format="scalar",
-                               expression="explicit", granularity="response",
-                               notes="reads the answer's words, not the prompt")  # fmt: skip
+        self.card = RewardCard("bag of words", "data-driven", notes="reads the answer's words, not the prompt")
 
     @classmethod
     def fit(cls, pairs: Dataset) -> BagOfWords:

@@ -81,7 +81,7 @@ class Comparator(PairReward, RewardModel):
 
     reads = "text"
     kept = {"opponents": 4, "both_orders": False, "seed": 0}
-    kind = {"name": "comparator", "format": "ranking", "granularity": "response", "source": "2306.02561"}
+    kind = {"name": "comparator", "format": "ranking", "source": "2306.02561"}
 
     @classmethod
     def fit(

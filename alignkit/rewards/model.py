@@ -48,7 +48,7 @@ class RewardModel(Reward):
     reads = "as given"
 
     #: what the card of this class says
-    kind = {"name": "", "format": "scalar", "granularity": "response", "source": ""}
+    kind = {"name": "", "source": ""}
 
     #: further attributes that `save` writes into the model's config, with their defaults
     kept: Mapping[str, Any] = {}
@@ -57,7 +57,7 @@ class RewardModel(Reward):
         check_choice(type(self).__name__, "pooling", pooling, POOLINGS)
         self.model, self.backbone, self.pooling = model.eval(), backbone, pooling
         self.history = pd.DataFrame()
-        self.card = RewardCard(**{"construction_basis": "data-driven", "expression": "explicit", **self.kind})
+        self.card = RewardCard(**{"construction_basis": "data-driven", **self.kind})
         for name, default in self.kept.items():
             setattr(self, name, getattr(model.config, f"alignkit_{name}", default))
 
@@ -192,7 +192,7 @@ class RewardModel(Reward):
         if not any("ForSequenceClassification" in name for name in model.config.architectures or []):
             raise AlignkitError(f"{str(folder)!r} is no reward model: it has no head that was trained to score; fit one"
                                 " with this folder as its backbone")  # fmt: skip
-        if cls.kind["format"] == "scalar" and model.config.num_labels != 1:
+        if cls.kind.get("format", "scalar") == "scalar" and model.config.num_labels != 1:
             raise AlignkitError(f"{str(folder)!r} has {model.config.num_labels} labels; a scalar reward needs one")
         if any(not hasattr(model.config, f"alignkit_{name}") for name in cls.kept):
             raise AlignkitError(f"{str(folder)!r} is no {cls.__name__}: it was not written by {cls.__name__}.save")

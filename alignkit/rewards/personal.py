@@ -35,8 +35,7 @@ class PersonalReward(RewardModel):
     over `shares`. `people`: a DataFrame, the posterior of each annotator of the fit.
     """
 
-    kind = {"name": "personal", "format": "vector", "granularity": "response", "objective": "multi",
-            "source": "2408.10075"}  # fmt: skip
+    kind = {"name": "personal", "format": "vector", "objective": "multi", "source": "2408.10075"}
     kept = {"shares": None}  # and not `people`: they say who was asked
 
     def __init__(self, model, backbone: Policy, pooling: str = "mean"):

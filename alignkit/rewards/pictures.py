@@ -35,7 +35,7 @@ class PictureReward(BradleyTerry):
     even gray at every prompt, so that no picture can change its score.
     """
 
-    kind = {"name": "bradley-terry, picture", "format": "scalar", "granularity": "response", "source": "2309.14525"}
+    kind = {"name": "bradley-terry, picture", "source": "2309.14525"}
 
     @classmethod
     def new(cls, backbone: PicturePolicy, seed: int = 0, pooling: str = "mean", outputs: int = 1):
@@ -88,8 +88,7 @@ class Grounded(Reward):
     ):
         check_at_least("Grounded", 0, credit=credit, penalty=penalty)
         self.find, self.named, self.credit, self.penalty = find, named, credit, penalty
-        self.card = RewardCard(name="grounded", construction_basis="rule-based", format="scalar",
-                               expression="explicit", granularity="response", source="2309.14525")  # fmt: skip
+        self.card = RewardCard("grounded", "rule-based", source="2309.14525")
 
     def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
         found = {prompt: set(self.find(prompt)) for prompt in set(prompts)}

@@ -57,7 +57,7 @@ class ProcessReward(RewardModel):
     """
 
     reads = "chat"
-    kind = {"name": "process", "format": "scalar", "granularity": "step", "source": "2305.20050"}
+    kind = {"name": "process", "granularity": "step", "source": "2305.20050"}
     kept = {"unit": "step", "aggregate": "product", "surprise": None}  # the weights of sum and least, the intercept
     ends_of = staticmethod(sentence_ends)
 

@@ -25,7 +25,7 @@ class BradleyTerry(RewardModel):
     they are identified only up to a constant for each prompt.
     """
 
-    kind = {"name": "bradley-terry", "format": "scalar", "granularity": "response", "source": "2203.02155"}
+    kind = {"name": "bradley-terry", "source": "2203.02155"}
 
     @classmethod
     def fit(
@@ -93,7 +93,7 @@ class Ordinal(RewardModel):
     labels with strengths: HelpSteer2-Preference, 2410.01257.)
     """
 
-    kind = {"name": "ordinal", "format": "scalar", "granularity": "response", "source": "2410.01257"}
+    kind = {"name": "ordinal", "source": "2410.01257"}
 
     @classmethod
     def fit(
@@ -121,7 +121,7 @@ class Ordinal(RewardModel):
 class PlackettLuce(RewardModel):
     """Fit to whole rankings; scores are the log-worths of the Plackett-Luce model, up to a constant for each prompt."""
 
-    kind = {"name": "plackett-luce", "format": "scalar", "granularity": "response", "source": "2301.11270"}
+    kind = {"name": "plackett-luce", "source": "2301.11270"}
 
     @classmethod
     def fit(
@@ -151,7 +151,7 @@ class PlackettLuce(RewardModel):
 class Regression(RewardModel):
     """Least squares on ratings. Scores are in standard deviations of the ratings; 0 is their mean."""
 
-    kind = {"name": "regression", "format": "scalar", "granularity": "response", "source": "2310.01377"}
+    kind = {"name": "regression", "source": "2310.01377"}
 
     @classmethod
     def fit(
@@ -166,7 +166,7 @@ class Regression(RewardModel):
 class Binary(RewardModel):
     """Logistic regression on thumbs up and down. Scores are log-odds, 0 where the data have as many ups as downs."""
 
-    kind = {"name": "binary", "format": "scalar", "granularity": "response", "source": "2110.14168"}
+    kind = {"name": "binary", "source": "2110.14168"}
 
     @classmethod
     def fit(

@@ -86,11 +86,9 @@ class ImplicitReward(Reward):
             check_same_vocabulary(policy, reference)
         self.policy, self.reference, self.beta, self.length = policy, reference, beta, length
         free = reference is None
-        self.card = RewardCard(
-            name=f"implicit:{policy.name}", construction_basis="data-driven", format="scalar",
-            expression="implicit", granularity=granularity, notes="reference-free" if free else "",
-            source="2405.14734" if free else "2404.12358" if granularity == "token" else "2305.18290",
-        )  # fmt: skip
+        source = "2405.14734" if free else "2404.12358" if granularity == "token" else "2305.18290"
+        self.card = RewardCard(f"implicit:{policy.name}", "data-driven", expression="implicit", source=source,
+                               granularity=granularity, notes="reference-free" if free else "")  # fmt: skip
 
     def log_ratio(self, batch: Batch) -> Tensor:
         """log(pi / ref) of each token, shape (N, T), float64."""

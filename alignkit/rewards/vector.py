@@ -137,8 +137,7 @@ class Distributional(RewardModel):
     mean, less is averse to the risk that some will dislike the answer. Aspects of the judgement: `mean`, `spread`.
     """
 
-    kind = {"name": "distributional", "format": "vector", "granularity": "response", "objective": "multi",
-            "source": "2312.08358"}  # fmt: skip
+    kind = {"name": "distributional", "format": "vector", "objective": "multi", "source": "2312.08358"}
     kept = {"quantile": 0.5}
 
     @classmethod
