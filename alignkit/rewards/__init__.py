@@ -44,7 +44,7 @@ from alignkit.rewards.objectives import (
     Weighted,
     Worst,
 )
-from alignkit.rewards.personal import PersonalReward, sort_people
+from alignkit.rewards.personal import PersonalReward
 from alignkit.rewards.pictures import Grounded, PictureReward, detector
 from alignkit.rewards.process import ProcessReward, aggregate_steps
 from alignkit.rewards.rules import (

@@ -17,7 +17,7 @@ from alignkit.policy import Policy, load_policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
-from alignkit.rewards.model import RewardModel, parts_of
+from alignkit.rewards.model import RewardModel, read_rows
 from alignkit.rewards.texts import read_faults, reader, sentences, write_faults
 from alignkit.taxonomy import RewardCard
 
@@ -67,20 +67,19 @@ class WrittenReward(Reward):
                 )
         return self.policy.pad(heads, tails)
 
-    @torch.no_grad()
     def next_word(self, prompts: list, said: list[list[str]], words: list[str]) -> tuple[list[int | None], np.ndarray]:
         """After the pieces `said`: which of `words` (by place) is likeliest of the whole vocabulary, None if another
         word is, and the logits of `words`, shape (N, words), float64."""
         anything, ids = self.policy.tokenizer.eos_token_id, [self._ids(word)[0] for word in words]
         tails = [[token for text in pieces for token in self._ids(text)] + [anything] for pieces in said]
-        batch, best = self._batch(prompts, tails), torch.empty(len(said), dtype=torch.long)
-        logits = torch.empty(len(said), len(ids), dtype=torch.float64)
-        for part in parts_of(batch, self.model):
-            rows = batch.rows(part)
-            last = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].float().cpu()
-            best[part], logits[part] = last.argmax(-1), last[:, ids].double()
+
+        def read(rows, _) -> Tensor:
+            last = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].double()
+            return torch.cat([last.argmax(-1, keepdim=True), last[:, ids]], 1).cpu()
+
+        values = torch.stack(read_rows(self._batch(prompts, tails), self.model, read)).numpy()
         place = {token: k for k, token in enumerate(ids)}
-        return [place.get(token) for token in best.tolist()], logits.numpy()
+        return [place.get(int(token)) for token in values[:, 0]], values[:, 1:]
 
     def _ids(self, text: str) -> list[int]:
         return self.policy.completion_ids(text, ended=False)

@@ -29,6 +29,7 @@ from alignkit.tokens import Batch
 from alignkit.training import SMALL, LossOf, default_rate, fit, in_parts, tokens_at_once
 
 POOLINGS = ("mean", "last", "own")
+AT_ONCE = 512  # rows that are read together at most
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -236,20 +237,14 @@ def pooled(by_token: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return (by_token * mask[..., None]).sum(1) / length[:, None]
 
 
-def parts_of(batch: Batch, model, batch_size: int = 512) -> Iterator[Tensor]:
-    """Indices of the batch's rows by length, in parts that can be read at once without gradients."""
-    lengths = batch.attention.sum(1)
-    for rows in lengths.argsort().split(batch_size) if len(batch) else ():
-        yield from in_parts(rows, lengths, tokens_at_once(model, learning=False))
-
-
 @torch.no_grad()
 def read_rows(batch: Batch, model, values_of: Callable[[Batch, Tensor], Iterable]) -> list:
-    """For each row of the batch its value in `values_of(rows, index)`, which gets some rows at once."""
-    values: list = [None] * len(batch)
-    for part in parts_of(batch, model):
-        for row, value in zip(part.tolist(), values_of(batch.rows(part), part), strict=True):
-            values[row] = value
+    """For each row its value in `values_of(rows, index)`, which gets rows of similar length, what fits in memory."""
+    lengths, values = batch.attention.sum(1), [None] * len(batch)
+    for some in lengths.argsort().split(AT_ONCE) if len(batch) else ():
+        for part in in_parts(some, lengths, tokens_at_once(model, learning=False)):
+            for row, value in zip(part.tolist(), values_of(batch.rows(part), part), strict=True):
+                values[row] = value
     return values
 
 
