@@ -16,7 +16,8 @@ from alignkit.optimize import (
     token_rewards,
 )
 from alignkit.policy import load_policy
-from alignkit.rewards import ByToken, Judgement, ProcessReward, Stages, aggregate_steps, sentence_ends, step_tokens
+from alignkit.rewards import ByToken, Judgement, ProcessReward, Stages, aggregate_steps, sentence_ends
+from alignkit.rewards.texts import step_tokens
 
 NAN = float("nan")
 
@@ -163,7 +164,8 @@ def test_step_tokens_are_those_of_reading_each_beginning(adder):
     ends = [sentence_ends(text) for text in texts]
     slow = [[len(adder.completion_ids(text[:e], ended=False)) - 1 for e in row]
             for text, row in zip(texts, ends, strict=True)]  # fmt: skip
-    assert step_tokens(adder, texts, ends) == slow == [[8, 11], [], [4]]
+    found = [step_tokens(adder, adder.completion_ids(text), text, row) for text, row in zip(texts, ends, strict=True)]
+    assert found == slow == [[8, 11], [], [4]]
 
 
 def test_rewards_that_do_not_fit_are_an_error(adder, sums):

@@ -28,10 +28,10 @@ from trl import RewardConfig, RewardTrainer
 from alignkit import optimize, rewards
 from alignkit.errors import AlignkitError, DataError
 from alignkit.policy import Policy
-from alignkit.rewards import BradleyTerry, ByToken, ImplicitReward, step_tokens
+from alignkit.rewards import BradleyTerry, ByToken, ImplicitReward
 from alignkit.rewards import model as reward_model
 from alignkit.rewards.data import check_pairs
-from alignkit.rewards.texts import token_ends
+from alignkit.rewards.texts import step_tokens, token_ends
 
 FEW = {"epochs": 1, "batch_size": 8, "progress": False}
 
@@ -128,7 +128,7 @@ def test_steps_end_where_their_characters_do(kind):
     text = "Boil water. Add leaves,\nwait. Done!"
     ends = [11, 29, 35]
     ids = reader.encode(["how do I make tea? "], [text]).tails[0]
-    (places,) = step_tokens(reader, [text], [ends], [ids])
+    places = step_tokens(reader, ids, text, ends)
     assert len(places) == 3 and places == sorted(places)
     if "<unk>" in reader.tokenizer.convert_ids_to_tokens(ids):
         return  # words are lost: there is nothing to read
@@ -144,14 +144,14 @@ def test_steps_are_laid_on_ids_that_were_sampled_otherwise():
     letters = [i for letter in text for i in reader.tokenizer(letter)["input_ids"]]  # one token a byte
     assert letters != reader.tokenizer(text)["input_ids"]
     end = len(letters) - 1
-    assert step_tokens(reader, [text], [[5, len(text)]], [letters]) == [[4, end]]
+    assert step_tokens(reader, letters, text, [5, len(text)]) == [4, end]
     assert token_ends(reader, letters, text)[4] == 5 and token_ends(reader, letters, text)[-1] == 10
 
 
 def test_words_that_the_tokenizer_does_not_know_shift_nothing(patient):
     text = "thank zyzzyx you . of zyzzyx course ."
     ids = patient.encode(["how do i make tea ?"], [text]).tails[0]
-    assert step_tokens(patient, [text], [[18, len(text)]], [ids]) == [[3, 7]]
+    assert step_tokens(patient, ids, text, [18, len(text)]) == [3, 7]
 
 
 def test_token_credit_has_one_number_for_each_sampled_token():

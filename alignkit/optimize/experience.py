@@ -171,7 +171,7 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
         ended = bool(rollout.ended[row])
         if judgement.tokens is None:
             ends, what, room = judgement.ends[row], "step", len(judgement.ends[row])
-            (places,) = step_tokens(policy, [text], [ends], [ids[: len(ids) - ended]])
+            places = step_tokens(policy, ids[: len(ids) - ended], text, ends)
             fits = room == len(values) and all(1 <= end <= len(text) for end in ends)
         else:
             places = _places_of_tokens(len(values), policy, read[row], ids, text, ended)

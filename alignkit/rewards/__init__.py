@@ -74,6 +74,6 @@ from alignkit.rewards.scalar import (
     score_pairs,
 )
 from alignkit.rewards.shelf import shelf
-from alignkit.rewards.texts import parses, read_faults, reader, sentence_ends, step_tokens, write_faults
+from alignkit.rewards.texts import parses, read_faults, reader, sentence_ends, write_faults
 from alignkit.rewards.tokens import ByToken, ImplicitReward
 from alignkit.rewards.vector import Distributional, Gated, MultiAspect, explained

@@ -96,7 +96,8 @@ class ProcessReward(RewardModel):
 
     def places(self, batch: Batch, texts: list[str], ends: list[list[int]]) -> Tensor:
         """Each step's last token, shape (N, S), -1 where there is none."""
-        return _padded(step_tokens(self.backbone, texts, ends, batch.tails), -1)
+        rows = zip(batch.tails, texts, ends, strict=True)
+        return _padded([step_tokens(self.backbone, *row) for row in rows], -1)
 
     def but(self, **changes) -> ProcessReward:
         """As `RewardModel.but`, for `unit`, `aggregate` and `ends_of`; the card tells the unit."""

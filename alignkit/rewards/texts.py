@@ -110,21 +110,11 @@ def token_ends(policy: Policy, ids: list[int], text: str) -> list[int]:
     return [*ends[:-1], len(whole)] if lost else ends
 
 
-def step_tokens(
-    policy: Policy, completions: list[str], ends: list[list[int]], ids: list[list[int]] | None = None
-) -> list[list[int]]:
-    """Index of the token that ends each step, counted from the completion's first; `ends` in characters.
-
-    `ids`: the token ids of the completions, as they were sampled or encoded (default: those of the texts on their own).
-    Steps are laid on them by counting characters; nothing is tokenized a second time.
-    """
-    ids = [policy.completion_ids(text, ended=False) for text in completions] if ids is None else ids
-    places = []
-    for text, tokens, row in zip(completions, ids, ends, strict=True):
-        goals = [len(bare(text[:end])) for end in row]
-        held = np.searchsorted(token_ends(policy, tokens, text), goals)
-        places.append(held.clip(max=max(len(tokens) - 1, 0)).tolist())
-    return places
+def step_tokens(policy: Policy, ids: list[int], text: str, ends: list[int]) -> list[int]:
+    """Index of the token that ends each step of a text, of the token `ids` that were sampled or encoded; `ends` in
+    characters. Steps are laid on tokens by counting characters; nothing is tokenized a second time."""
+    goals = [len(bare(text[:end])) for end in ends]
+    return np.searchsorted(token_ends(policy, ids, text), goals).clip(max=max(len(ids) - 1, 0)).tolist()
 
 
 def reader(backbone: Policy | str, words: Iterable[str] = (), context: int = 0, seed: int = 0) -> Policy:
