@@ -26,31 +26,26 @@ UNUSABLE = ("exact_duplicates", "identical_sides", "empty_side", "contradictory"
 FEWEST = 20  # pairs below which no accuracy is given
 
 
-def mend(pairs: PairSet, diagnosis: Diagnosis, drop: Sequence[str] = UNUSABLE) -> tuple[Dataset, dict[str, int]]:
+def mend(pairs: PairSet, diagnosis: Diagnosis) -> tuple[Dataset, dict[str, int]]:
     """The pairs without the rows that the check-up found unusable, and how many rows each finding names.
 
     Columns `prompt/chosen/rejected`, `row` (text), `turns`, and whatever else the data hold. Pairs that came as
     messages are messages. A prompt cut from a transcript gets its closing "Assistant:" back, so that a policy can go on
     from there. DataError if nothing would be left.
     """
-    unknown = [name for name in drop if name not in diagnosis.rows]
-    if unknown:
-        raise DataError(f"mend: no finding {unknown[0]!r}; the check-up has {', '.join(sorted(diagnosis.rows))}")
-    bad = {row for name in drop for row in diagnosis.rows[name]}
+    bad = {row for name in UNUSABLE for row in diagnosis.rows[name]}
     kept = pairs.frame[~pairs.frame["row"].isin(bad)]
     if not len(kept):
         raise DataError(f"mend: the check-up finds all {len(pairs)} rows of {pairs.source} unusable; see its report")
     texts = kept["prompt"].where(kept["layout"].ne("dialogue"), kept["prompt"] + ANSWER_MARK)
-    sides = list(zip(texts, kept["chosen"], kept["rejected"], strict=True))
-    if all(kept["messages"]):
-        sides = kept["messages"].tolist()
+    sides = kept["messages"] if all(kept["messages"]) else zip(texts, kept["chosen"], kept["rejected"], strict=True)
     columns = dict(zip(("prompt", "chosen", "rejected"), map(list, zip(*sides, strict=True)), strict=True))
     columns |= {"turns": kept["turns"].tolist(), "row": [str(row) for row in kept["row"]]}
     others = [pairs.columns[i] for i in kept.index]
     for name in dict.fromkeys(name for row in others for name in row):
         if name not in columns:
             columns[name] = _one_type([row.get(name) for row in others])
-    return Dataset.from_dict(columns), {name: len(diagnosis.rows[name]) for name in drop}
+    return Dataset.from_dict(columns), {name: len(diagnosis.rows[name]) for name in UNUSABLE}
 
 
 def _one_type(values: list) -> list:
@@ -111,16 +106,14 @@ class HeldOut:
     def choose(self, among: Sequence[str] | None = None) -> tuple[str, str]:
         """The first of the rewards (give the simplest first; `among`: only these) that is above a coin and that the
         most accurate one does not clearly beat; and why. AlignkitError if none is: there is nothing to prescribe."""
-        names = list(self.right if among is None else among)
+        names = list(among or self.right)
         best = max(names, key=lambda name: self.right[name].mean())
         for name in names:
-            number = self.table.loc[name, "accuracy"]
-            if not (clear_of(number, 0.5) and number["value"] > 0.5):
+            number, gap = self.table.loc[name, "accuracy"], self.against(best, name)
+            if not clear_of(number, 0.5) or number["value"] < 0.5 or (name != best and clear_of(gap, 0.0)):
                 continue
-            gap = self.against(best, name)
-            if name == best or not clear_of(gap, 0.0):
-                beaten = f"; {best} is ahead by {in_words(gap, signed=True)}, which may be chance" * (name != best)
-                return name, f"right on {in_words(number)} of held-out pairs{beaten}"
+            beaten = f"; {best} is ahead by {in_words(gap, signed=True)}, which may be chance" * (name != best)
+            return name, f"right on {in_words(number)} of held-out pairs{beaten}"
         raise AlignkitError("none of these rewards is clearly above a coin on the held-out pairs: don't treat with "
                             "any; have a sample judged again")  # fmt: skip
 
@@ -143,14 +136,15 @@ def held_out(rewards: Mapping[str, Reward], pairs: Dataset, seed: int = 0) -> He
         masks |= {"one turn": frame["turns"].le(1).to_numpy(), "more turns": frame["turns"].gt(1).to_numpy()}
     rows, right = {}, {}
     for name, reward in rewards.items():
-        chosen, rejected = score_pairs(reward, pairs)
-        gap = chosen - rejected
+        gap = np.subtract(*score_pairs(reward, pairs))
         right[name] = _right(gap)
-        kept = _right(_length_out(gap, frame))
-        row = {column: _share(right[name][mask], prompts[mask], seed, column) for column, mask in masks.items()}
-        row["length out"] = _share(kept, prompts, seed, "length out")
+        judged = {column: (right[name][mask], prompts[mask]) for column, mask in masks.items()}
+        judged["length out"] = _right(_length_out(gap, frame)), prompts
+        rows[name] = {column: Estimate(None, n=len(hits)) if len(hits) < FEWEST else
+                      cluster_bootstrap(hits, groups, generator(seed, column), share=True)
+                      for column, (hits, groups) in judged.items()}  # fmt: skip
         learned = reward.card.construction_basis != "rule-based"
-        rows[name] = {**row, "calibration error": calibration_error(gap) if learned else None}
+        rows[name]["calibration error"] = calibration_error(gap) if learned else None
     return HeldOut(pd.DataFrame.from_dict(rows, orient="index"), right, prompts.tolist())
 
 
@@ -162,20 +156,17 @@ def learning_curve(
     rows = []
     for n in sizes:
         number = held_out({"fit": fit(pairs.select(order[:n]))}, held, seed).table.loc["fit", "accuracy"]
-        rows.append({"pairs": min(n, len(pairs)), "accuracy": number["value"], "low": number["low"],
-                     "high": number["high"]})  # fmt: skip
-    return pd.DataFrame(rows)
+        rows.append((min(n, len(pairs)), number["value"], number["low"], number["high"]))
+    return pd.DataFrame(rows, columns=["pairs", "accuracy", "low", "high"])
 
 
 def in_words(value: object, signed: bool = False) -> str:
-    """An estimate as '62 % [58, 66]' ('+3 points [-1, +7]' if signed), other numbers to three digits, the rest as is.
-    """
+    """An estimate as '62 % [58, 66]' ('+3 points [-1, +7]' if signed), a number to three digits, the rest as it is."""
     if isinstance(value, Mapping) and "value" in value:
-        if value["value"] is None:
-            return "too few pairs"
         form, unit = ("{:+.1f}", " points") if signed else ("{:.0f}", " %")
-        low, high = (None if x is None else form.format(100 * x) for x in (value["low"], value["high"]))
-        return form.format(100 * value["value"]) + unit + (f" [{low}, {high}]" if low is not None else "")
+        shown = {name: form.format(100 * value[name]) for name in ("value", "low", "high") if value[name] is not None}
+        interval = f" [{shown['low']}, {shown['high']}]" if "low" in shown else ""
+        return shown["value"] + unit + interval if shown else "too few pairs"
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "-"
     if isinstance(value, float | np.floating):
@@ -185,12 +176,6 @@ def in_words(value: object, signed: bool = False) -> str:
 
 def _right(gap: np.ndarray) -> np.ndarray:
     return np.where(np.isclose(gap, 0, atol=1e-9), 0.5, gap > 0).astype(float)
-
-
-def _share(right: np.ndarray, prompts: np.ndarray, seed: int, name: str) -> Estimate:
-    if len(right) < FEWEST:
-        return Estimate(None, n=len(right))
-    return cluster_bootstrap(right, prompts, generator(seed, name), share=True)
 
 
 def _length_out(gap: np.ndarray, frame: pd.DataFrame) -> np.ndarray:

@@ -22,59 +22,52 @@ SEARCHES = (4, 16)  # answers a search chooses from
 
 def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
     """How often the better side scores higher (ties count one half), and whether gaps can be read as log-odds."""
-    chosen, rejected = exam.material.chosen, exam.material.rejected
-    gap = exam.scores[chosen] - exam.scores[rejected]
+    gap = exam.scores[exam.material.chosen] - exam.scores[exam.material.rejected]
     ok = np.isfinite(gap)
-    gap, groups = gap[ok], exam.material.group[chosen][ok]
+    gap, chosen, rejected = gap[ok], exam.material.chosen[ok], exam.material.rejected[ok]
     tied = np.abs(gap) <= 1e-9 * exam.size
     right = np.where(tied, 0.5, gap > 0)
-    accuracy = cluster_bootstrap(right, groups, generator(exam.seed, "accuracy"), share=True)
-    confidence = 1 / (1 + np.exp(-np.minimum(np.abs(gap), 50)))
-    over = float(confidence.mean() - right.mean()) if len(gap) else None
+    accuracy = cluster_bootstrap(right, exam.material.group[chosen], generator(exam.seed, "accuracy"), share=True)
+    promised = (1 / (1 + np.exp(-np.minimum(np.abs(gap), 50)))).mean()
+    over = promised - right.mean()
     yield {
-        "accuracy": accuracy,
-        "ties": round(float(tied.mean()), 6) if len(gap) else None,
-        "calibration_error": round(calibration_error(gap), 6) if len(gap) else None,
-        "overconfidence": None if over is None else round(over, 6),
+        "accuracy": accuracy, "ties": _rounded(tied.mean()), "calibration_error": _rounded(calibration_error(gap)),
+        "overconfidence": _rounded(over),
         "better_side_by": "the labels of the pairs" if exam.material.world is None else "gold",
-    }
+    }  # fmt: skip
     if len(gap) < FEWEST_PAIRS:
         return
-    shown = f"{as_percent(accuracy)} of {len(gap)} pairs"
-    example = _wrong_pair(exam, chosen[ok], rejected[ok], gap)
-    if not clear_of(accuracy, f.COIN) or accuracy["value"] < f.COIN:
-        backwards = clear_of(accuracy, f.COIN)
-        yield Finding(
-            "accuracy.backwards" if backwards else "accuracy.coin",
-            SERIOUS,
-            f"The reward {'prefers the worse side' if backwards else 'is no better than a coin'}: right on {shown}.",
-            "Check the sign, the order of arguments and the template; then the data it was fit to."
-            if backwards else "Check that it reads the completion at all and was trained on such texts.",
-            accuracy,
-            example,
-        )  # fmt: skip
+    name, severity = None, SERIOUS
+    if not clear_of(accuracy, f.COIN):
+        name, what = "coin", "is no better than a coin"
+        action = "Check that it reads the completion at all and was trained on such texts."
+    elif accuracy["value"] < f.COIN:
+        name, what = "backwards", "prefers the worse side"
+        action = "Check the sign, the order of arguments and the template; then the data it was fit to."
     elif accuracy["value"] < f.WEAK:
-        yield Finding(
-            "accuracy.weak", WARN, f"The reward is barely better than a coin: right on {shown}.",
-            "Treat gains in this reward with suspicion; collect more pairs, or compare with the check-up of the data "
-            "(alignkit diagnose): how far can labels be predicted at all?", accuracy, example,
-        )  # fmt: skip
+        name, severity, what = "weak", WARN, "is barely better than a coin"
+        action = ("Treat gains in this reward with suspicion; collect more pairs, or compare with the check-up of the "
+                  "data (alignkit diagnose): how far can labels be predicted at all?")  # fmt: skip
+    if name:
+        better, worse = chosen[gap.argmin()], rejected[gap.argmin()]
+        example = _example(exam, better, exam.material.completions[worse], exam.scores[worse],
+                           None if exam.gold is None else exam.gold[worse])  # fmt: skip
+        yield Finding(f"accuracy.{name}", severity, f"The reward {what}: right on {as_percent(accuracy)} of {len(gap)} "
+                      "pairs.", action, accuracy, example)  # fmt: skip
     if over > f.OVERCONFIDENT:
         yield Finding(
             "accuracy.overconfident", INFO,
-            f"Read as log-odds, gaps promise {100 * confidence.mean():.0f}% and keep {100 * right.mean():.0f}%.",
+            f"Read as log-odds, gaps promise {100 * promised:.0f}% and keep {100 * right.mean():.0f}%.",
             "If gaps are used as probabilities or margins, divide them by a fitted temperature "
             "(rewards.fit_temperature); orders are not affected.", {"overconfidence": round(over, 4), "n": len(gap)},
         )  # fmt: skip
 
 
-def _wrong_pair(exam: Examination, chosen: np.ndarray, rejected: np.ndarray, gap: np.ndarray):
-    worst = int(np.argmin(gap))
-    one, other = chosen[worst], rejected[worst]
-    gold = [None, None] if exam.gold is None else [exam.gold[one], exam.gold[other]]
+def _example(exam: Examination, row: int, after: str, score: float, gold: float | None):
+    """An answer, and a worse one that scores higher, or a change of it."""
     return exam.example(
-        exam.material.prompts[one], exam.material.completions[one], exam.material.completions[other],
-        score_before=exam.scores[one], score_after=exam.scores[other], gold_before=gold[0], gold_after=gold[1],
+        exam.material.prompts[row], exam.material.completions[row], after, score_before=exam.scores[row],
+        score_after=score, gold_before=None if exam.gold is None else exam.gold[row], gold_after=gold,
     )  # fmt: skip
 
 
@@ -83,26 +76,26 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
     scores, group = exam.scores[np.isfinite(exam.scores)], exam.material.group[np.isfinite(exam.scores)]
     if not len(scores):
         return
-    within = within_sd(scores, group)
-    total = float(np.var(scores))
+    within, n = within_sd(scores, group), len(scores)
     tied = [np.ptp(scores[group == g]) <= 1e-9 * exam.size for g in np.unique(group) if (group == g).sum() > 1]
     share = _share(exam, tied, "tied")
     quantiles = np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
-    robust = 1.4826 * float(np.median(np.abs(scores - quantiles[3])))
-    farthest = float(np.abs(scores - quantiles[3]).max() / robust) if robust > 0 else None
-    part = float(min(1.0, within**2 / total)) if total > 0 and np.isfinite(within) else None
+    away = np.abs(exam.scores - quantiles[3])
+    robust = 1.4826 * np.nanmedian(away)
+    farthest = np.nanmax(away) / robust if robust > 0 else np.nan
+    part = min(1.0, within**2 / np.var(scores)) if np.var(scores) > 0 and np.isfinite(within) else np.nan
+    names = ("min", "5%", "25%", "50%", "75%", "95%", "max")
     yield {
         "mean": _rounded(scores.mean()), "sd": _rounded(scores.std()), "sd_within_prompts": _rounded(within),
-        "quantiles": {name: _rounded(q) for name, q in zip(("min", "5%", "25%", "50%", "75%", "95%", "max"), quantiles,
-                                                           strict=True)},
+        "quantiles": dict(zip(names, map(_rounded, quantiles), strict=True)),
         "share_of_variance_within_prompts": _rounded(part), "prompts_all_tied": share,
-        "farthest_in_robust_sd": _rounded(farthest), "values": len(np.unique(scores)), "n": len(scores),
+        "farthest_in_robust_sd": _rounded(farthest), "values": len(np.unique(scores)), "n": n,
     }  # fmt: skip
     if not exam.unit:
         yield Finding(
-            "distribution.constant", SERIOUS, f"All {len(scores)} ordinary answers score {scores[0]:.4g}.",
+            "distribution.constant", SERIOUS, f"All {n} ordinary answers score {scores[0]:.4g}.",
             "Nothing can be learned from a constant; check that the reward reads the completion, and in which form.",
-            {"n": len(scores)},
+            {"n": n},
         )  # fmt: skip
         return
     if (share["low"] or 0) > f.TIED:
@@ -111,20 +104,20 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
             "Group advantages (GRPO, RLOO) are zero there: sample more answers, drop such prompts, or grade finely.",
             share,
         )  # fmt: skip
-    if part is not None and part < f.LITTLE_WITHIN:
+    if part < f.LITTLE_WITHIN:
         yield Finding(
             "distribution.between", WARN,
             f"Only {100 * part:.1f}% of the score's variance lies between answers to one prompt.",
             "The rest is the prompt's, and teaches nothing: subtract each prompt's mean before normalizing a batch.",
-            {"share_within": round(part, 4), "n": len(scores)},
+            {"share_within": round(part, 4), "n": n},
         )  # fmt: skip
-    if farthest is not None and farthest > f.OUTLIER:
-        row = int(np.nanargmax(np.abs(exam.scores - quantiles[3])))
+    if farthest > f.OUTLIER:
+        row = int(np.nanargmax(away))
         text = exam.material.completions[row]
         yield Finding(
             "distribution.outlier", WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
             "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
-            {"robust_sd": round(farthest, 2), "n": len(scores)},
+            {"robust_sd": round(farthest, 2), "n": n},
             exam.example(exam.material.prompts[row], text, text, score_before=exam.scores[row]),
         )  # fmt: skip
 
@@ -134,8 +127,8 @@ def _share(exam: Examination, hits: list[bool], name: str) -> Estimate:
     return cluster_bootstrap(np.array(hits, dtype=float), np.arange(len(hits)), generator(exam.seed, name), share=True)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
@@ -179,28 +172,30 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
     ns = [n for n in SEARCHES if n <= per]
     mean = gold.mean(1)
     gains = dict(zip(ns, (best_of_n_curve(scores, gold, ns) - mean[:, None]).T, strict=True))
-    told = {n: cluster_bootstrap(gain, np.arange(len(gain)), generator(exam.seed, f"best of {n}"))
-            for n, gain in gains.items()}  # fmt: skip
-    yield {f"gold_gain_sd_best_of_{n}": value for n, value in told.items()}
+
+    def told(gain: np.ndarray, name: str) -> tuple[Estimate, str]:
+        found = cluster_bootstrap(gain, np.arange(len(gain)), generator(exam.seed, name))
+        interval = "" if found["low"] is None else f" sd [{found['low']:+.2f}, {found['high']:+.2f}]"
+        return found, f"{found['value']:+.2f}{interval}"
+
+    best = {n: told(gain, f"best of {n}") for n, gain in gains.items()}
+    yield {f"gold_gain_sd_best_of_{n}": value for n, (value, _) in best.items()}
     yield {"possible_sd": _rounded((gold.max(1) - mean).mean())}
-    if not told:
+    if not best:
         return
-    few, many = min(told), max(told)
-    if told[many]["high"] is not None and told[many]["high"] < 0:
+    few, many = min(best), max(best)
+    gain, words = best[many]
+    if gain["high"] is not None and gain["high"] < 0:
         yield Finding(
-            "search.harmful", SERIOUS, f"Choosing the best of {many} by this reward lowers gold: "
-            f"{told[many]['value']:+.2f} sd [{told[many]['low']:+.2f}, {told[many]['high']:+.2f}].",
-            "Do not optimize it: it points away from what is wanted.", told[many],
+            "search.harmful", SERIOUS, f"Choosing the best of {many} by this reward lowers gold: {words}.",
+            "Do not optimize it: it points away from what is wanted.", gain,
         )  # fmt: skip
         return
-    if few == many:
-        return
-    loss = cluster_bootstrap(gains[many] - gains[few], np.arange(len(rows)), generator(exam.seed, "over"))
-    if loss["high"] is not None and loss["high"] < -f.SEARCH_HURTS:
+    loss, words = told(gains[many] - gains[few], "over")
+    if few != many and loss["high"] is not None and loss["high"] < -f.SEARCH_HURTS:
         yield Finding(
-            "search.over_optimized", WARN, f"Gold falls as the search goes on: best of {many} has "
-            f"{loss['value']:+.2f} sd [{loss['low']:+.2f}, {loss['high']:+.2f}] against best of {few}.",
-            f"Search no further than best of {few}, or bound the policy by a KL term.", loss,
+            "search.over_optimized", WARN, f"Gold falls as the search goes on: best of {many} has {words} against best "
+            f"of {few}.", f"Search no further than best of {few}, or bound the policy by a KL term.", loss,
         )  # fmt: skip
 
 
@@ -211,8 +206,7 @@ def check_nonsense_wins(exam: Examination, effects: list[Effect]) -> Iterator[Fi
     """
     damaged = [t for t in effects if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
     group, wins, cases = exam.material.group, [], []
-    prompts = np.unique(group[exam.perturbed_rows])
-    for g in prompts:
+    for g in np.unique(group[exam.perturbed_rows]):
         rows = np.flatnonzero((group == g) & np.isfinite(exam.scores))
         if not len(rows):
             continue
@@ -221,28 +215,23 @@ def check_nonsense_wins(exam: Examination, effects: list[Effect]) -> Iterator[Fi
                   if np.isfinite(t.scores[i])]  # fmt: skip
         if exam.gold is not None:  # what is as good as the best may win
             rivals = [r for r in rivals if exam.gold[r[1].rows[r[2]]] + r[1].gold_shift[r[2]] < exam.gold[best] - 1e-9]
-        top = max(rivals, key=lambda rival: rival[0], default=None)
-        won = top is not None and top[0] > exam.scores[best] + exam.least
-        wins.append(won)
-        if won:
-            cases.append((top[0] - exam.scores[best], best, top))
+        score, effect, i = max(rivals, key=lambda rival: rival[0], default=(-np.inf, None, 0))
+        wins.append(score > exam.scores[best] + exam.least)
+        if wins[-1]:
+            cases.append((score - exam.scores[best], best, score, effect, i))
     share = _share(exam, wins, "wins")
     yield {"prompts_won_by_damaged_text": share}
     if (share["low"] or 0) <= f.NONSENSE_WINS or len(wins) < 8:
         return
-    names = [case[2][1].entry.name for case in cases]
+    names = [effect.entry.name for _, _, _, effect, _ in cases]
     common = sorted(set(names), key=lambda name: (-names.count(name), name))[:4]
-    _, best, (score, effect, i) = max(cases, key=lambda case: case[0])
-    gold = None if exam.gold is None else exam.gold[best]
-    gold_after = None if gold is None else exam.gold[effect.rows[i]] + effect.gold_shift[i]
+    _, best, score, effect, i = max(cases, key=lambda case: case[0])
+    gold = None if exam.gold is None else exam.gold[effect.rows[i]] + effect.gold_shift[i]
     yield Finding(
-        "best_of_n.nonsense",
-        SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else WARN,
+        "best_of_n.nonsense", SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else WARN,
         f"A damaged text beats every ordinary answer for {as_percent(share)} of prompts; most often: "
         f"{', '.join(common)}.",
         "A search will find these: add them to the rejected side, combine the reward with rules that forbid them, and "
         "keep best-of-n small.",
-        share,
-        exam.example(exam.material.prompts[best], exam.material.completions[best], effect.after[i],
-                     score_before=exam.scores[best], score_after=score, gold_before=gold, gold_after=gold_after),
+        share, _example(exam, best, effect.after[i], score, gold),
     )  # fmt: skip
