@@ -6,8 +6,9 @@ from conftest import finite_differences, mean_gold, weights_of
 
 from alignkit import optimize
 from alignkit.errors import AlignkitError
-from alignkit.optimize.fresh_samples import train_on_fresh
+from alignkit.policy import Policy
 
+PROMPTS = [f"please explain {what} ?" for what in ("iron", "glass", "rice", "salt", "tea", "ash")]
 SMALL = dict(steps=12, prompts_per_step=8, group_size=4, learning_rate=1e-3, progress=False)
 
 
@@ -74,18 +75,20 @@ def test_groups_of_one_are_refused():
         optimize.regression_loss(*[torch.zeros(3, 1)] * 3, 0.2)
 
 
-def test_losses_on_fresh_samples_ask_in_turn_and_draw_anew_at_every_step(tiny):
-    seen = []
+def test_losses_on_fresh_samples_ask_in_turn_and_draw_anew_at_every_step(tiny, monkeypatch):
+    seen, rollout = [], Policy.rollout
 
-    def loss_of(asked, columns, seed):
-        seen.append((tuple(asked), seed))
-        return sum(p.sum() for p in tiny.model.parameters()) * 0.0, {}
+    def spied(self, prompts, n, seed, **options):
+        seen.append((prompts, seed))
+        return rollout(self, prompts, n, seed, **options)
 
-    prompts = [f"prompt {i}" for i in range(6)]
-    train_on_fresh(tiny, prompts, loss_of, steps=6, prompts_per_step=4, learning_rate=1e-3, seed=1, progress=False)
+    monkeypatch.setattr(Policy, "rollout", spied)
+    prompts, few = PROMPTS[:6], dict(steps=6, prompts_per_step=4, learning_rate=1e-6, max_new_tokens=4, progress=False)
+    optimize.reward_regression(tiny, prompts, lambda p, c: [float(len(x)) for x in c], seed=1, **few)
     asked = [prompt for some, _ in seen for prompt in some]
     assert all(asked.count(prompt) == 4 for prompt in prompts)
     assert len({seed for _, seed in seen}) == len(seen) == 6
-    first, seen = seen, []
-    train_on_fresh(tiny, prompts, loss_of, steps=6, prompts_per_step=4, learning_rate=1e-3, seed=2, progress=False)
-    assert {seed for _, seed in first}.isdisjoint({seed for _, seed in seen})
+    first = {seed for _, seed in seen}
+    seen.clear()
+    optimize.reward_regression(tiny, prompts, lambda p, c: [float(len(x)) for x in c], seed=2, **few)
+    assert first.isdisjoint({seed for _, seed in seen})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import weights_of
+from datasets import Dataset
 
 from alignkit.errors import AlignkitError, RewardError
 from alignkit.lab.build import make_policy
@@ -366,6 +367,25 @@ def test_several_minibatches_let_the_sequence_clip_act(patient, world):
     assert tight > 0.05 and wide == 0
 
 
+@pytest.mark.parametrize("name", ["rloo", "remax"])
+def test_a_reward_is_handed_the_sampled_tokens_if_it_asks_for_them(tiny, name):
+    """As by TRL: prompts, completions, completion_ids and the data's columns, by name."""
+    seen, asked = [], Dataset.from_dict({"prompt": PROMPTS, "answer": ["iron", "glass", "rice", "salt"]})
+
+    def reward(completions, completion_ids, answer, **kwargs):
+        assert all(type(ids) is list and type(ids[0]) is int for ids in completion_ids)
+        assert set(kwargs) == {"prompts"}
+        seen.extend(zip(completions, completion_ids, strict=True))
+        return [float(len(ids)) for ids in completion_ids]
+
+    treated = run(tiny, name, reward, asked, max_new_tokens=3)
+    end = tiny.tokenizer.eos_token_id
+    assert len(seen) == treated.spent["completions_sampled"]
+    assert any(ids[-1] != end for _, ids in seen)  # nobody sampled an end there, and none is handed over
+    for text, ids in seen:
+        assert 1 <= len(ids) <= 3 and tiny.tokenizer.decode([i for i in ids if i != end]) == text
+
+
 # -- interruption ----------------------------------------------------------------------------------
 
 
@@ -484,7 +504,7 @@ def test_empty_completions_are_scored_like_others(toy, name):
 
 @pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf")])
 def test_beta_must_be_a_weight(tiny, beta):
-    with pytest.raises(AlignkitError, match="policy_gradient: beta must be at least 0"):
+    with pytest.raises(AlignkitError, match="rloo: beta must be at least 0"):
         run(tiny, "rloo", beta=beta)
 
 

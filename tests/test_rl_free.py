@@ -14,6 +14,7 @@ from alignkit import feedback, optimize, rewards
 from alignkit.errors import AlignkitError, DataError
 from alignkit.lab.build import make_policy
 from alignkit.optimize import losses, preference
+from alignkit.optimize.rounds import rejection_sample, win_rates
 from alignkit.optimize.training import language_watch
 from alignkit.training import default_rate, tokens_at_once
 from alignkit.worlds.bandit import BanditWorld, optimum
@@ -293,17 +294,17 @@ def test_rejection_sampling_draws_the_optimum():
     counts = np.zeros(3)
     for _ in range(300):
         drawn = rng.choice(3, size=400, p=ref)
-        counts += np.bincount(drawn[optimize.rejection_sample(reward[drawn], 8, 0.7, rng)], minlength=3)
+        counts += np.bincount(drawn[rejection_sample(reward[drawn], 8, 0.7, rng)], minlength=3)
     wanted = ref * np.exp(reward / 0.7)
     assert np.allclose(counts / counts.sum(), wanted / wanted.sum(), atol=0.03)
-    assert sorted(optimize.rejection_sample(reward, 3, 1e-3, rng)) == [0, 1, 2]  # all, if all are wanted
+    assert sorted(rejection_sample(reward, 3, 1e-3, rng)) == [0, 1, 2]  # all, if all are wanted
 
 
 def test_win_rates_count_each_two_once_and_equals_as_half():
     def longer(prompts, a, b):
         return np.array([len(x) > len(y) for x, y in zip(a, b, strict=True)])
 
-    rates = optimize.win_rates(longer, ["p", "q"], ["a", "aa", "aaa", "b", "b", "bb"], 3)
+    rates = win_rates(longer, ["p"] * 3 + ["q"] * 3, ["a", "aa", "aaa", "b", "b", "bb"], 3, {})
     assert np.allclose(rates, [[0.5 / 3, 1.5 / 3, 2.5 / 3], [1 / 3, 1 / 3, 2.5 / 3]])
 
 
@@ -500,9 +501,9 @@ def test_an_annotator_answers_the_same_when_asked_again(world):
     asked = world.prompts("test")[:20]
     a, b = [world.ideal(p) for p in asked], ["you should know this , fool ."] * 20
     person = feedback.Annotator(temperature=3.0)
-    say, chance = (optimize.as_labeler(world, person, seed=1, answers=x) for x in (True, False))
+    say = optimize.as_labeler(world, person, seed=1)
     assert np.array_equal(say(asked, a, b), say(asked, a, b)) and say(asked, a, b).dtype == bool
-    assert 0.5 < chance(asked, a, b).mean() < 1
+    assert 0.5 < say(asked, a, b).mean() < 1
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -608,11 +609,11 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
         optimize.online_dpo(tiny, asked, first_is_longer, reference=toy, **QUIET)
     with pytest.raises(AlignkitError, match="weights must be two numbers"):
         optimize.kto(tiny, thumbs, weights=(0, 0), **QUIET)
-    with pytest.raises(AlignkitError, match="no reward was given"):
+    with pytest.raises(AlignkitError, match="a reward must be callable"):
         optimize.raft(tiny, asked, None, **QUIET)
-    with pytest.raises(AlignkitError, match="no reward was given"):
+    with pytest.raises(AlignkitError, match="a reward must be callable"):
         optimize.rso(tiny, asked, None, **QUIET)
-    with pytest.raises(AlignkitError, match="no reward and no labeler"):
+    with pytest.raises(AlignkitError, match="a labeler must be a Reward or a function"):
         optimize.iterative_dpo(tiny, asked, None, **QUIET)
     with pytest.raises(AlignkitError, match="as_labeler\\(world, annotator\\)"):
         optimize.sppo(tiny, asked, feedback.Annotator(), **QUIET)

@@ -10,8 +10,7 @@ from alignkit.optimize.advantages import (
     reward_to_go,
     whitened,
 )
-from alignkit.optimize.conditional import crop, mdpo
-from alignkit.optimize.config import AdaptiveKL, Config, Method
+from alignkit.optimize.config import AdaptiveKL, Method
 from alignkit.optimize.decoding import (
     FunctionGuide,
     Guide,
@@ -23,7 +22,7 @@ from alignkit.optimize.decoding import (
     exact_values,
 )
 from alignkit.optimize.experience import Experience, token_rewards
-from alignkit.optimize.fresh_samples import as_labeler, online_dpo, reward_regression, win_probability
+from alignkit.optimize.fresh_samples import as_labeler, online_dpo, reward_regression
 from alignkit.optimize.gradients import cosine, project_conflicts, reward_gradient, unshrunk_cosine
 from alignkit.optimize.in_context import InContext, shuffled_answers
 from alignkit.optimize.inference import (
@@ -59,6 +58,7 @@ from alignkit.optimize.methods import (
     METHODS,
     dapo,
     dr_grpo,
+    gdpo,
     grpo,
     gspo,
     ppo,
@@ -67,7 +67,7 @@ from alignkit.optimize.methods import (
     remax,
     rloo,
 )
-from alignkit.optimize.multi_objective import gdpo, modpo
+from alignkit.optimize.more_than_pairs import crop, mdpo, modpo
 from alignkit.optimize.preference import (
     PAIR_METHODS,
     apo_down,
@@ -96,11 +96,9 @@ from alignkit.optimize.rounds import (
     iterative_dpo,
     pairs_of,
     raft,
-    rejection_sample,
     rso,
     spin,
     sppo,
-    win_rates,
 )
 from alignkit.optimize.training import summed_logprobs, train
 from alignkit.optimize.weights import merged, soup, with_lora

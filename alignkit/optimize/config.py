@@ -8,42 +8,12 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
-from alignkit.optimize.experience import CREDITS, Experience
+from alignkit.optimize.experience import Experience
 from alignkit.optimize.losses import KL_ESTIMATORS, RATIOS
 
-LOSS_TYPES = ("completion", "batch", "limit", "one")
-
-
-@dataclass(frozen=True)
-class Method:
-    """What tells one policy gradient from another.
-
-    `advantages(experience, beta)` gives (N, T); its beta is 0 where the KL is charged in the loss. `kl`: "reward" (k1,
-    part of what is earned) or "loss" (`estimator`, part of what is minimized). `ratio`: what has one importance ratio,
-    "token", "sequence" or "completion" (`losses.log_ratio`). `loss_type`: what a completion's sum over tokens is
-    divided by: its length ("completion"), the batch's mean length ("batch"), max_new_tokens ("limit") or 1 ("one"); TRL
-    calls the first three "grpo", "bnpo" and "dr_grpo". `critic`: learn values; `whiten`: normalize advantages over the
-    batch; `greedy`: score a greedy completion of each prompt, too; `filter`: leave out groups of equal rewards.
-    """
-
-    name: str
-    advantages: Callable[[Experience, float], Tensor]
-    kl: str = "reward"
-    estimator: str = "k3"
-    ratio: str = "token"
-    loss_type: str = "completion"
-    clip: float = 0.2
-    clip_high: float | None = None
-    critic: bool = False
-    whiten: bool = False
-    greedy: bool = False
-    filter: bool = False
-
-    def __post_init__(self):
-        allowed = {"kl": ("reward", "loss"), "estimator": KL_ESTIMATORS, "ratio": RATIOS, "loss_type": LOSS_TYPES}
-        for name, values in allowed.items():
-            check_choice(self.name, name, getattr(self, name), values)
-        check_positive(self.name, clip=self.clip, clip_high=self.clip if self.clip_high is None else self.clip_high)
+CHOICES = {"kl": ("reward", "loss"), "estimator": KL_ESTIMATORS, "ratio": RATIOS,
+           "loss_type": ("completion", "batch", "limit", "one"), "credit": ("finest", "response")}  # fmt: skip
+COUNTS = ("steps", "prompts_per_step", "group_size", "epochs", "minibatches", "draws", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -67,8 +37,15 @@ class AdaptiveKL:
 
 
 @dataclass(frozen=True)
-class Config:
-    """How much is sampled and how the policy is updated. Each field is an option of every method.
+class Method:
+    """What tells one policy gradient from another, and how much is sampled and updated.
+
+    `advantages(experience, beta)` gives (N, T); its beta is 0 where the KL is charged in the loss. `kl`: "reward" (k1,
+    part of what is earned) or "loss" (`estimator`, part of what is minimized). `ratio`: what has one importance ratio,
+    "token", "sequence" or "completion" (`losses.log_ratio`). `loss_type`: what a completion's sum over tokens is
+    divided by: its length ("completion"), the batch's mean length ("batch"), max_new_tokens ("limit") or 1 ("one"); TRL
+    calls the first three "grpo", "bnpo" and "dr_grpo". `critic`: learn values; `whiten`: normalize advantages over the
+    batch; `greedy`: score a greedy completion of each prompt, too; `filter`: leave out groups of equal rewards.
 
     Each step samples `group_size` completions of at most `max_new_tokens` tokens for each of `prompts_per_step`
     prompts, then makes `epochs` passes over them in `minibatches` parts (clipping acts only from the second update on
@@ -80,6 +57,18 @@ class Config:
     the critic's.
     """
 
+    name: str
+    advantages: Callable[[Experience, float], Tensor]
+    kl: str = "reward"
+    estimator: str = "k3"
+    ratio: str = "token"
+    loss_type: str = "completion"
+    clip: float = 0.2
+    clip_high: float | None = None
+    critic: bool = False
+    whiten: bool = False
+    greedy: bool = False
+    filter: bool = False
     beta: float | AdaptiveKL = 0.2
     steps: int = 40
     prompts_per_step: int = 8
@@ -96,22 +85,19 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        counts = ("steps", "prompts_per_step", "group_size", "epochs", "minibatches", "draws", "max_new_tokens")
-        check_at_least("policy_gradient", 1, **{name: getattr(self, name) for name in counts})
-        check_choice("policy_gradient", "credit", self.credit, CREDITS)
-        if not isinstance(self.beta, AdaptiveKL):
-            check_at_least("policy_gradient", 0, beta=self.beta)
-        check_positive("policy_gradient", critic_rate=self.critic_rate, learning_rate=self.learning_rate or 1.0)
+        for name, values in CHOICES.items():
+            check_choice(self.name, name, getattr(self, name), values)
+        check_positive(self.name, clip=self.clip, clip_high=self.clip if self.clip_high is None else self.clip_high,
+                       critic_rate=self.critic_rate, learning_rate=self.learning_rate or 1.0)  # fmt: skip
+        check_at_least(self.name, 1, **{name: getattr(self, name) for name in COUNTS})
+        check_at_least(self.name, 0, beta=0.0 if isinstance(self.beta, AdaptiveKL) else self.beta)
+        if self.filter and self.group_size < 2:
+            raise AlignkitError(f"{self.name} compares the completions of a group: group_size must be at least 2")
 
-
-def configured(method: Method, config: Config, options: dict) -> tuple[Method, Config]:
-    """Method and config with the fields changed that `options` names."""
-    own, theirs = {f.name for f in fields(Config)}, {f.name for f in fields(Method)} - {"name", "advantages"}
-    unknown = sorted(set(options) - own - theirs)
-    if unknown:
-        raise AlignkitError(f"{method.name}: no option {unknown[0]!r}; there are {', '.join(sorted(own | theirs))}")
-    method = replace(method, **{name: value for name, value in options.items() if name in theirs})
-    config = replace(config, **{name: value for name, value in options.items() if name in own})
-    if method.filter and config.group_size < 2:
-        raise AlignkitError(f"{method.name} compares the completions of a group: group_size must be at least 2")
-    return method, config
+    def but(self, **options) -> Method:
+        """The same with these fields changed."""
+        known = {f.name for f in fields(self)} - {"name", "advantages"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise AlignkitError(f"{self.name}: no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        return replace(self, **options)

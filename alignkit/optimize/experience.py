@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,33 +16,6 @@ from alignkit.policy import Batch, Policy, Rollout, positions
 from alignkit.rewards.base import Judgement
 from alignkit.rewards.texts import step_tokens, token_ends
 
-CREDITS = ("finest", "response")
-
-
-@dataclass
-class Samples:
-    """N completions of up to T tokens and what was said of them.
-
-    `scores` (N,): one number a completion. `fine` (N, T): finer credit where the reward gave it, NaN where nothing is
-    paid, else None. `columns`: what else the data set holds, one value a completion. A completion that the reward left
-    out (None) has an empty mask: it is in no group, no mean and no loss.
-    """
-
-    rollout: Rollout
-    scores: Tensor
-    fine: Tensor | None
-    columns: dict[str, list]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def rows(self, index: Tensor) -> Samples:
-        """Some of the rows, in the given order, trimmed to the widest."""
-        said = some_rows(self.rollout, index)
-        width = said.batch.mask.shape[1]
-        columns = {name: [values[i] for i in index.tolist()] for name, values in self.columns.items()}
-        return Samples(said, self.scores[index], None if self.fine is None else self.fine[index][:, :width], columns)
-
 
 @dataclass
 class Experience:
@@ -49,6 +23,9 @@ class Experience:
 
     `scores` (N,): one number a completion. `rewards` (N, T): what is paid at each token, NaN where nothing is. `dense`:
     whether the reward gave finer credit than one number a completion, which is otherwise paid at its last token.
+    `columns`: what else the data set holds, one value a completion. A completion that the reward left out (None) has an
+    empty mask: it is in no group, no mean and no loss.
+
     `old`, `ref` (N, T): log-probabilities when sampled, and under the reference. `greedy` (prompts,): scores of the
     greedy completions, if asked for. `values` (N, T): the critic's, if there is one.
     """
@@ -57,9 +34,10 @@ class Experience:
     scores: Tensor
     rewards: Tensor
     dense: bool
-    old: Tensor
-    ref: Tensor
     group_size: int
+    columns: dict[str, list]
+    old: Tensor | None = None
+    ref: Tensor | None = None
     greedy: Tensor | None = None
     values: Tensor | None = None
 
@@ -84,9 +62,18 @@ class Experience:
             return self.rewards
         return (self.rewards.nan_to_num() if self.dense else self.rewards) - beta * self.penalty
 
-    def grouped(self, values: Tensor) -> Tensor:
-        """(N, T) to (prompts, group_size, T)."""
-        return values.unflatten(0, (-1, self.group_size))
+    def in_groups(self, advantages_of: Callable[[Tensor, Tensor], Tensor], rewards: Tensor) -> Tensor:
+        """What a function of rewards and mask, each (prompts, group_size, T), makes of these rewards; (N, T)."""
+        values, mask = (each.unflatten(0, (-1, self.group_size)) for each in (rewards, self.mask))
+        return advantages_of(values, mask).flatten(0, 1)
+
+    def rows(self, index: Tensor) -> Experience:
+        """Samples of some of the rows, in the given order, trimmed to the widest."""
+        batch, kept, said = self.rollout.batch.rows(index), index.tolist(), self.rollout
+        prompts, completions = ([texts[i] for i in kept] for texts in (said.prompts, said.completions))
+        columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
+        return replace(self, rollout=Rollout(prompts, completions, batch, said.ended[index]), columns=columns,
+                       scores=self.scores[index], rewards=self.rewards[index][:, : batch.mask.shape[1]])  # fmt: skip
 
 
 def judged(mask: Tensor) -> Tensor:
@@ -100,48 +87,18 @@ def at_last_token(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(last, values[:, None], torch.nan)
 
 
-# --- rows of rollouts
-
-
-def some_rows(rollout: Rollout, index: Tensor) -> Rollout:
-    """Some of a rollout's rows, in the given order."""
-    rows = index.tolist()
-    return Rollout([rollout.prompts[i] for i in rows], [rollout.completions[i] for i in rows],
-                   rollout.batch.rows(index), rollout.ended[index])  # fmt: skip
-
-
-def joined(batches: list[Batch]) -> Batch:
-    """Batches one below the other, padded to the widest."""
-    if len(batches) == 1:
-        return batches[0]
-    right = max(b.mask.shape[1] for b in batches)
-    left = max(b.ids.shape[1] - b.mask.shape[1] for b in batches)
-
-    def column(name: str) -> Tensor:
-        parts = [getattr(b, name) for b in batches]
-        if name in ("ids", "attention", "completion", "mask"):
-            more = left if name in ("ids", "attention") else 0
-            parts = [F.pad(v, (more and more - v.shape[1] + b.mask.shape[1], right - b.mask.shape[1]))
-                     for v, b in zip(parts, batches, strict=True)]  # fmt: skip
-        return torch.cat(parts)
-
-    return type(batches[0])(*(column(f.name) for f in fields(batches[0])))
-
-
-def all_samples(parts: list[Samples]) -> Samples:
-    """Samples one below the other."""
+def all_samples(policy: Policy, parts: list[Experience]) -> Experience:
+    """Samples of a policy one below the other."""
     if len(parts) == 1:
         return parts[0]
-    batch = joined([part.rollout.batch for part in parts])
-    said = Rollout([p for part in parts for p in part.rollout.prompts],
-                   [c for part in parts for c in part.rollout.completions],
-                   batch, torch.cat([part.rollout.ended for part in parts]))  # fmt: skip
-    fine = None
-    if parts[0].fine is not None:
-        width = batch.mask.shape[1]
-        fine = torch.cat([F.pad(p.fine, (0, width - p.fine.shape[1]), value=torch.nan) for p in parts])
-    columns = {name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns}
-    return Samples(said, torch.cat([part.scores for part in parts]), fine, columns)
+    said = [(part.rollout.prompts, part.rollout.completions, part.rollout.batch.tails) for part in parts]
+    prompts, completions, tails = (sum(texts, []) for texts in zip(*said, strict=True))
+    batch = policy.encode(prompts, tails)
+    wide = [F.pad(p.rewards, (0, batch.mask.shape[1] - p.rewards.shape[1]), value=torch.nan) for p in parts]
+    columns = {name: sum([part.columns[name] for part in parts], []) for name in parts[0].columns}
+    rollout = Rollout(prompts, completions, batch, torch.cat([part.rollout.ended for part in parts]))
+    return replace(parts[0], rollout=rollout, scores=torch.cat([part.scores for part in parts]),
+                   rewards=torch.cat(wide), columns=columns)  # fmt: skip
 
 
 # --- finer credit
@@ -151,10 +108,10 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
     """The finest credit the judgement holds, laid on the tokens that were sampled, shape (N, T), NaN where nothing is
     paid; None if it has only scores.
 
-    The reward of a step (or segment) goes to the token that holds its last character, white space aside. Rewards of
-    tokens are taken as they are where the text, tokenized again, gives the sampled tokens; else each goes to the
-    sampled token that holds its last character (those that meet there are added up), and that of the end of sequence to
-    the last one. RewardError if the numbers don't match the completions.
+    The reward of a step (or segment) goes to the token that holds its last character, white space aside. As many
+    rewards of tokens as were sampled are theirs. Else they are of the text, tokenized again: where that gives other
+    tokens, each goes to the sampled token that holds its last character (those that meet there are added up), and that
+    of the end of sequence to the last one. RewardError if the numbers don't match the completions.
     """
     finest = judgement.tokens or judgement.steps
     if finest is None:
@@ -163,12 +120,10 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
         raise RewardError(f"finer rewards for {len(finest)} completions, but there are {len(rollout.completions)}")
     if judgement.tokens is None and judgement.ends is None:
         raise RewardError("a judgement with steps must say where they end: set `ends`, in characters")
-    batch = rollout.batch
-    rewards = torch.full(batch.mask.shape, torch.nan)
+    rewards = torch.full(rollout.batch.mask.shape, torch.nan)
     read = None if judgement.tokens is None else policy.tokenize(rollout.prompts, rollout.completions)[1]
-    for row, values in enumerate(finest):
-        ids, text = batch.completion[row][batch.mask[row] > 0].tolist(), rollout.completions[row]
-        ended = bool(rollout.ended[row])
+    sampled = zip(finest, rollout.batch.tails, rollout.completions, rollout.ended.tolist(), strict=True)
+    for row, (values, ids, text, ended) in enumerate(sampled):
         if judgement.tokens is None:
             ends, what, room = judgement.ends[row], "step", len(judgement.ends[row])
             places = step_tokens(policy, ids[: len(ids) - ended], text, ends)
@@ -182,7 +137,7 @@ def token_rewards(judgement: Judgement, policy: Policy, rollout: Rollout) -> Ten
             )
         for place, value in zip(places, values, strict=False):  # of a cut-off completion, none for an end not sampled
             rewards[row, place] = float(value) + rewards[row, place].nan_to_num().item()
-    return rewards.to(batch.ids.device)
+    return rewards.to(rollout.batch.ids.device)
 
 
 def _places_of_tokens(n: int, policy: Policy, read: list[int], ids: list[int], text: str, ended: bool) -> list[int]:
@@ -190,7 +145,7 @@ def _places_of_tokens(n: int, policy: Policy, read: list[int], ids: list[int], t
 
     `read`: the text tokenized again, as a reward reads it, with an end of sequence, sampled or not.
     """
-    if read[: len(ids)] != ids and n in (len(read), len(read) - 1):
+    if n != len(ids) and read[: len(ids)] != ids and n in (len(read), len(read) - 1):
         own = ids[: len(ids) - ended]
         ends = np.maximum(token_ends(policy, read[:-1], text), 1)
         places = np.searchsorted(token_ends(policy, own, text), ends).clip(max=len(own) - 1)

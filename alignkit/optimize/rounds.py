@@ -12,9 +12,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
-from alignkit.optimize.experience import joined
-from alignkit.optimize.fresh_samples import Labeler, win_probability
+from alignkit.errors import AlignkitError, check_at_least, check_positive
+from alignkit.optimize.fresh_samples import Labeler, heard, win_probability
 from alignkit.optimize.losses import sppo_loss
 from alignkit.optimize.preference import dpo, hinge, sft
 from alignkit.optimize.training import summed_logprobs, train
@@ -23,10 +22,9 @@ from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
 from alignkit.rewards.data import check_columns, check_texts
 from alignkit.training import default_rate
 
-Spent = dict[str, float]
-#: One round: (current policy, its prompts, their columns, seed, options of the training) to the next policy and what
-#: was spent on samples and judgments.
-OneRound = Callable[[Policy, list, dict[str, list], int, dict], tuple[Policy, Spent]]
+#: What is made of one round's samples: (current policy, samples, columns with one value a sample, options of the
+#: training) to the next policy and what was spent on judgments.
+OneRound = Callable[[Policy, Rollout, dict[str, list], dict], tuple[Policy, dict[str, float]]]
 
 
 def in_rounds(
@@ -34,14 +32,19 @@ def in_rounds(
     prompts: list | Dataset,
     one_round: OneRound,
     name: str,
+    group_size: int,
     rounds: int = 3,
     prompts_per_round: int = 256,
+    epochs: float = 1,
+    batch_size: int = 32,
+    learning_rate: float | None = None,
+    max_new_tokens: int = 48,
     seed: int = 0,
     progress: bool = True,
     callback: Callable | None = None,
     checkpoint: str | Path | None = None,
 ) -> Policy:
-    """The loop of rounds; returns a new policy.
+    """The loop of rounds, each of which samples `group_size` completions a prompt; returns a new policy.
 
     `prompts`: a list, or a Dataset with a column `prompt`, whose other columns are handed to a reward by name. They are
     taken in turn from shuffled passes. `history` is that of the trainings with a column `round`; `spent` adds up
@@ -58,19 +61,23 @@ def in_rounds(
     rng = np.random.default_rng([seed, 9])
     passes = -(-rounds * prompts_per_round // len(everyone))
     order = np.concatenate([rng.permutation(len(everyone)) for _ in range(passes)])
+    rate = default_rate(policy.model, "preference") if learning_rate is None else learning_rate
+    how = {"epochs": epochs, "batch_size": batch_size, "learning_rate": rate, "progress": progress,
+           "callback": callback}  # fmt: skip
     current, histories, spent = policy, [], {}
     for k in range(rounds):
         start = time.perf_counter()
         rows = order[k * prompts_per_round : (k + 1) * prompts_per_round].tolist()
-        theirs = {column: [values[i] for i in rows] for column, values in columns.items()}
-        file = None if checkpoint is None else Path(checkpoint) / f"round-{k}.pt"
+        theirs = repeated({column: [values[i] for i in rows] for column, values in columns.items()}, group_size)
         asked = [everyone[i] for i in rows]
-        options = {"seed": seed * 1000 + k, "progress": progress, "callback": callback, "checkpoint": file,
-                   "prompts": asked[:16]}  # fmt: skip
-        current, paid = one_round(current, asked, theirs, seed * 1000 + k, options)
+        said = current.rollout(asked, group_size, seed=seed * 1000 + k, max_new_tokens=max_new_tokens)
+        how |= {"seed": seed * 1000 + k, "prompts": asked[:16],
+                "checkpoint": None if checkpoint is None else Path(checkpoint) / f"round-{k}.pt"}  # fmt: skip
+        current, judged = one_round(current, said, theirs, how)
         current.name = f"{policy.name} + {name}"
         histories.append(current.history.assign(round=k))
-        paid = {**current.spent, **paid, "seconds": time.perf_counter() - start}
+        paid = {**current.spent, "completions_sampled": len(said.completions), **judged,
+                "seconds": time.perf_counter() - start}  # fmt: skip
         spent = {key: spent.get(key, 0) + paid.get(key, 0) for key in {**spent, **paid}}
     current.history, current.spent = pd.concat(histories, ignore_index=True), spent
     return current
@@ -104,39 +111,32 @@ def pairs_of(prompts: list, first: list[str], second: list[str], labeler: Labele
     return Dataset.from_dict(dict(zip(("prompt", "chosen", "rejected"), columns, strict=True)))
 
 
-def sampled_pairs(
-    said: Rollout, first: list[int], second: list[int], labeler: Labeler | Reward, columns: dict[str, list]
-) -> Batch:
-    """Pairs of a rollout's rows, labeled; all chosen, then all rejected rows, as they were sampled. `columns`: one
-    value a row of the rollout."""
-    texts = ([said.completions[i] for i in side] for side in (first, second))
-    theirs = {name: [values[i] for i in first] for name, values in columns.items()}
-    sides = better_sides([said.prompts[i] for i in first], *texts, labeler, theirs)
-    rows = [(first[i], second[i]) if wins else (second[i], first[i]) for i, wins in sides]
-    return said.batch.rows(torch.tensor(rows).T.flatten())
+def sampled_pairs(said: Rollout, rows: list[int], labeler: Labeler | Reward, columns: dict[str, list]) -> Batch:
+    """Each two of these rows of a rollout as a pair, labeled; all chosen, then all rejected rows, as they were sampled.
+    `columns`: one value a row of the rollout."""
+    first, second = rows[::2], rows[1::2]
+    texts = ([of[i] for i in side] for of, side in
+             ((said.prompts, first), (said.completions, first), (said.completions, second)))  # fmt: skip
+    sides = better_sides(*texts, labeler, {name: [values[i] for i in first] for name, values in columns.items()})
+    pairs = [(first[i], second[i]) if wins else (second[i], first[i]) for i, wins in sides]
+    return said.batch.rows(torch.tensor(pairs).T.flatten())
 
 
 # --- methods
 
 
-def raft(
-    policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int = 8, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float | None = None, max_new_tokens: int = 48, **options,
-) -> Policy:  # fmt: skip
+def raft(policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int = 8, **options) -> Policy:
     """Reward-ranked fine-tuning: each round, the best of `n` samples a prompt by `reward` becomes a demonstration, and
     the current policy is fine-tuned on them (2304.06767). Options: see `in_rounds`."""
-    reward = as_reward(_given(reward))
+    reward = as_reward(reward)
     check_at_least("raft", 2, n=n)
-    rate = learning_rate or default_rate(policy.model, "preference")
 
-    def one_round(current: Policy, asked: list, columns: dict, seed: int, rest: dict) -> tuple[Policy, Spent]:
-        said = current.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
-        scores = _scores(reward, said, columns, n)
-        best = torch.from_numpy(scores.argmax(1)) + n * torch.arange(len(asked))
-        after = sft(current, said.batch.rows(best), epochs=epochs, batch_size=batch_size, learning_rate=rate, **rest)
-        return after, {"completions_sampled": scores.size, "answers_scored": scores.size}
+    def one_round(current: Policy, said: Rollout, columns: dict, how: dict) -> tuple[Policy, dict]:
+        scores = heard(reward, said, columns).ranked().reshape(-1, n)
+        best = torch.from_numpy(scores.argmax(1)) + n * torch.arange(len(scores))
+        return sft(current, said.batch.rows(best), **how), {"answers_scored": scores.size}
 
-    return in_rounds(policy, prompts, one_round, "raft", **options)
+    return in_rounds(policy, prompts, one_round, "raft", n, **options)
 
 
 def rejection_sample(scores: np.ndarray, keep: int, beta: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,8 +145,6 @@ def rejection_sample(scores: np.ndarray, keep: int, beta: float, rng: np.random.
 
     With many candidates of pi_ref, accepted ones are samples of pi_ref exp(r / beta) / Z. `scores`: shape (N,).
     """
-    if not (beta > 0 and 0 <= keep <= len(scores)):
-        raise AlignkitError(f"rejection_sample: beta must be > 0 and keep at most {len(scores)}, not {beta}, {keep}")
     left, taken = rng.permutation(len(scores)), []
     while len(taken) < keep:
         accept = rng.random(len(left)) < np.exp((scores[left] - scores[left].max()) / beta)
@@ -157,86 +155,66 @@ def rejection_sample(scores: np.ndarray, keep: int, beta: float, rng: np.random.
 
 def rso(
     policy: Policy, prompts: list | Dataset, reward: Reward | Callable, beta: float = 0.2, n: int = 32, keep: int = 8,
-    labeler: Labeler | Reward | None = None, loss: str = "hinge", sample_beta: float = 0.5, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float | None = None, max_new_tokens: int = 48, rounds: int = 1, **options,
+    sample_beta: float = 0.5, rounds: int = 1, **options,
 ) -> Policy:  # fmt: skip
     """Statistical rejection sampling: of `n` samples a prompt, `keep` are accepted as samples of the optimum at
-    `sample_beta` (in units of the reward), paired at random and labeled by `labeler` (default: the reward); ties are
-    dropped; then the "hinge" or "dpo" loss at `beta` (2309.06657). Reference: `policy`. Options: see `in_rounds`.
+    `sample_beta` (in units of the reward), paired at random and labeled by the reward; ties are dropped; then the hinge
+    loss at `beta` (2309.06657). Reference: `policy`. Options: see `in_rounds`.
 
-    The paper has one round. In later ones, here, the candidates come from the current policy, so that what is accepted
-    is its optimum and no longer that of `policy`.
+    The paper has one round, and a labeler that reads both answers. In later rounds, here, the candidates come from the
+    current policy, so that what is accepted is its optimum and no longer that of `policy`.
     """
-    reward = as_reward(_given(reward))
-    losses = {"hinge": hinge, "dpo": dpo}
-    check_choice("rso", "loss", loss, losses)
+    reward = as_reward(reward)
     check_at_least("rso", 2, keep=keep)
     check_at_least("rso", keep, n=n)
     check_positive("rso", sample_beta=sample_beta)
 
-    def one_round(current: Policy, asked: list, columns: dict, seed: int, rest: dict) -> tuple[Policy, Spent]:
-        rng = np.random.default_rng([seed, 10])
-        said = current.rollout(asked, n, seed=seed, max_new_tokens=max_new_tokens)
-        scores = _scores(reward, said, columns, n)
+    def one_round(current: Policy, said: Rollout, columns: dict, how: dict) -> tuple[Policy, dict]:
+        rng = np.random.default_rng([how["seed"], 10])
+        scores = heard(reward, said, columns).all_scores("rso").reshape(-1, n)
         accepted = [n * row + rejection_sample(each, keep - keep % 2, sample_beta, rng)
                     for row, each in enumerate(scores)]  # fmt: skip
-        first, second = (np.concatenate([those[side::2] for those in accepted]).tolist() for side in (0, 1))
-        pairs = sampled_pairs(said, first, second, labeler or reward, repeated(columns, n))
-        after = losses[loss](current, pairs, beta=beta, reference=policy, epochs=epochs, batch_size=batch_size,
-                             learning_rate=learning_rate, **rest)  # fmt: skip
-        judgments = len(first) if labeler else 0
-        return after, {"completions_sampled": scores.size, "answers_scored": scores.size, "judgments": judgments}
+        pairs = sampled_pairs(said, np.concatenate(accepted).tolist(), reward, columns)
+        return hinge(current, pairs, beta=beta, reference=policy, **how), {"answers_scored": scores.size}
 
-    return in_rounds(policy, prompts, one_round, "rso", rounds=rounds, **options)
+    return in_rounds(policy, prompts, one_round, "rso", n, rounds=rounds, **options)
 
 
 def iterative_dpo(
-    policy: Policy, prompts: list | Dataset, labeler: Labeler | Reward, beta: float = 0.2, epochs: float = 1,
-    batch_size: int = 32, learning_rate: float | None = None, max_new_tokens: int = 48, **options,
-) -> Policy:  # fmt: skip
+    policy: Policy, prompts: list | Dataset, labeler: Labeler | Reward, beta: float = 0.2, **options
+) -> Policy:
     """DPO in rounds: two samples of the current policy a prompt, labeled, and DPO on them from the current weights; the
     reference stays `policy` (Xiong et al. 2023). Options: see `in_rounds`; for a label at every step: `online_dpo`."""
 
-    def one_round(current: Policy, asked: list, columns: dict, seed: int, rest: dict) -> tuple[Policy, Spent]:
-        said = current.rollout(asked, 2, seed=seed, max_new_tokens=max_new_tokens)
-        sides = [list(range(side, 2 * len(asked), 2)) for side in (0, 1)]
-        pairs = sampled_pairs(said, *sides, labeler, repeated(columns, 2))
-        after = dpo(current, pairs, beta=beta, reference=policy, epochs=epochs, batch_size=batch_size,
-                    learning_rate=learning_rate, **rest)  # fmt: skip
-        return after, {"completions_sampled": 2 * len(asked), "judgments": len(asked)}
+    def one_round(current: Policy, said: Rollout, columns: dict, how: dict) -> tuple[Policy, dict]:
+        pairs = sampled_pairs(said, list(range(len(said.completions))), labeler, columns)
+        return dpo(current, pairs, beta=beta, reference=policy, **how), {"judgments": len(said.completions) // 2}
 
-    return in_rounds(policy, prompts, one_round, "iterative dpo", **options)
+    return in_rounds(policy, prompts, one_round, "iterative dpo", 2, **options)
 
 
-def spin(
-    policy: Policy, data: Dataset, beta: float = 0.2, epochs: float = 1, batch_size: int = 32,
-    learning_rate: float | None = None, max_new_tokens: int = 48, **options,
-) -> Policy:  # fmt: skip
+def spin(policy: Policy, data: Dataset, beta: float = 0.2, **options) -> Policy:
     """Self-play fine-tuning: each round, demonstrations (`prompt/completion`) are chosen over the current policy's own
     samples by DPO's loss, with the current policy as reference (2401.01335). Nobody judges; it can stop only where own
     samples look like demonstrations. Options: see `in_rounds`."""
     check_columns(data, ["prompt", "completion"], "demonstrations")
     check_texts(data, "completion")
-    prompts, demonstrations = data["prompt"][:], data["completion"][:]
+    shown = data.select_columns(["prompt", "completion"]).rename_column("completion", "shown")
 
-    def one_round(current: Policy, rows: list[int], _: dict, seed: int, rest: dict) -> tuple[Policy, Spent]:
-        own = current.rollout([prompts[i] for i in rows], 1, seed=seed, max_new_tokens=max_new_tokens)
-        differ = [k for k, i in enumerate(rows) if demonstrations[i] != own.completions[k]]
+    def one_round(current: Policy, said: Rollout, columns: dict, how: dict) -> tuple[Policy, dict]:
+        differ = [i for i, text in enumerate(said.completions) if text != columns["shown"][i]]
         if not differ:
             raise AlignkitError("spin: every sample is its demonstration: nothing is left to learn")
-        good = current.encode([prompts[rows[k]] for k in differ], [demonstrations[rows[k]] for k in differ])
-        pairs, rest = joined([good, own.batch.rows(torch.tensor(differ))]), {**rest, "prompts": own.prompts[:16]}
-        after = dpo(current, pairs, beta=beta, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                    **rest)  # fmt: skip
-        return after, {"completions_sampled": len(rows), "judgments": 0}
+        asked, tails = [said.prompts[i] for i in differ], said.batch.tails
+        both = current.encode(asked * 2, [columns["shown"][i] for i in differ] + [tails[i] for i in differ])
+        return dpo(current, both, beta=beta, **how), {}
 
-    return in_rounds(policy, list(range(len(prompts))), one_round, "spin", **options)
+    return in_rounds(policy, shown, one_round, "spin", 1, **options)
 
 
 def sppo(
-    policy: Policy, prompts: list | Dataset, labeler: Labeler | Reward, eta: float = 5.0, group_size: int = 5,
-    epochs: float = 1, batch_size: int = 32, learning_rate: float | None = None, max_new_tokens: int = 48, **options,
-) -> Policy:  # fmt: skip
+    policy: Policy, prompts: list | Dataset, labeler: Labeler | Reward, eta: float = 5.0, group_size: int = 5, **options
+) -> Policy:
     """Self-play preference optimization: `group_size` samples a prompt of the current policy; the squared loss takes
     log pi / pi_current of each to eta (win rate - 1/2), win rates among them by `labeler` (2405.00675).
 
@@ -248,9 +226,8 @@ def sppo(
     check_at_least("sppo", 2, group_size=group_size)
     check_positive("sppo", eta=eta)  # at 0 the policy stays where it is
 
-    def one_round(current: Policy, asked: list, columns: dict, seed: int, rest: dict) -> tuple[Policy, Spent]:
-        said = current.rollout(asked, group_size, seed=seed, max_new_tokens=max_new_tokens)
-        rates = win_rates(labeler, asked, said.completions, group_size, columns)
+    def one_round(current: Policy, said: Rollout, columns: dict, how: dict) -> tuple[Policy, dict]:
+        rates = win_rates(labeler, said.prompts, said.completions, group_size, columns)
         treated, batch = current.copy(), said.batch
         ref = summed_logprobs(current, batch)
         rate = torch.tensor(rates.ravel(), dtype=ref.dtype, device=ref.device)
@@ -259,37 +236,23 @@ def sppo(
             log_ratio = treated.token_logprobs(batch.rows(part)).sum(1) - ref[part]
             return sppo_loss(log_ratio, rate[part], eta).sum() / len(minibatch), {"log_ratio": log_ratio}
 
-        after = train(treated, loss, batch.attention.sum(1), epochs, batch_size, learning_rate,
-                      reference_rows=len(batch), **rest)  # fmt: skip
-        return after, {"completions_sampled": rates.size, "judgments": rates.size * (group_size - 1) // 2}
+        after = train(treated, loss, batch.attention.sum(1), reference_rows=len(batch), **how)
+        return after, {"judgments": rates.size * (group_size - 1) // 2}
 
-    return in_rounds(policy, prompts, one_round, "sppo", **options)
+    return in_rounds(policy, prompts, one_round, "sppo", group_size, **options)
 
 
 def win_rates(
-    labeler: Labeler | Reward, prompts: list, completions: list[str], group_size: int,
-    columns: dict[str, list] | None = None,
-) -> np.ndarray:  # fmt: skip
+    labeler: Labeler | Reward, prompts: list, completions: list[str], group_size: int, columns: dict[str, list]
+) -> np.ndarray:
     """Share of the completions of its prompt that each completion beats (itself and equal ones by 1/2), shape (prompts,
-    group_size). Each two are compared once. `columns`: one value a prompt."""
+    group_size). Each two are compared once. Prompts and `columns`: one value a completion."""
     i, j = np.triu_indices(group_size, 1)
-    rows = [(p, completions[group_size * row + a], completions[group_size * row + b])
-            for row, p in enumerate(prompts) for a, b in zip(i, j, strict=True)]  # fmt: skip
-    said = win_probability(labeler, *map(list, zip(*rows, strict=True)), repeated(columns or {}, len(i)))
-    said = np.where([a == b for _, a, b in rows], 0.5, said).reshape(len(prompts), -1)
-    won = np.full((len(prompts), group_size, group_size), 0.5)
-    won[:, i, j], won[:, j, i] = said, 1 - said
+    first, second = ((np.arange(0, len(prompts), group_size)[:, None] + side).ravel().tolist() for side in (i, j))
+    a, b = ([completions[row] for row in side] for side in (first, second))
+    theirs = {name: [values[row] for row in first] for name, values in columns.items()}
+    said = win_probability(labeler, [prompts[row] for row in first], a, b, theirs)
+    won = np.full((len(prompts) // group_size, group_size, group_size), 0.5)
+    won[:, i, j] = said.reshape(len(won), -1)
+    won[:, j, i] = 1 - won[:, i, j]
     return won.mean(2)
-
-
-def _given(reward: Reward | Callable | None) -> Reward | Callable:
-    if reward is None:
-        raise AlignkitError("no reward was given: pass a Reward, or a function of (prompts, completions)")
-    return reward
-
-
-def _scores(reward: Reward, said: Rollout, columns: dict[str, list], n: int) -> np.ndarray:
-    """Of n samples a prompt, shape (prompts, n); minus infinity where the reward leaves out a row."""
-    judgement = reward(said.prompts, said.completions, **repeated(columns, n))
-    reward.update(judgement)
-    return judgement.ranked().reshape(-1, n)

@@ -1,16 +1,46 @@
-"""Preference optimization that must use the picture: mDPO (2406.11839)."""
+"""Preference optimization that sees more than the pair: rewards for other objectives (MODPO), a picture (mDPO)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from alignkit.errors import AlignkitError, check_at_least, check_positive
-from alignkit.optimize.losses import mdpo_loss
+from alignkit.optimize.losses import mdpo_loss, modpo_loss
 from alignkit.optimize.preference import from_pairs
 from alignkit.pictures import PicturePolicy
+from alignkit.policy import Policy
+from alignkit.rewards.base import Reward, as_reward
 from alignkit.rewards.data import check_pairs, encode_pairs
+from alignkit.rewards.scalar import score_pairs
+
+
+def modpo(
+    policy: Policy,
+    pairs: Dataset,
+    others: Sequence[tuple[float, Reward | Callable]],
+    weight: float,
+    beta: float = 0.2,
+    **options,
+) -> Policy:
+    """DPO on pairs that speak of one objective, steered by rewards for the others (2310.03708); returns a new policy.
+
+    `weight`: of the labels' objective; `others`: [(weight, reward), ...], rewards in the labels' units (log-odds: those
+    of a Bradley-Terry model, or the implicit reward of a policy from DPO, as in the authors' code). Options: see
+    `from_pairs`.
+    """
+    check_positive("modpo", beta=beta, weight=weight)
+    pairs = check_pairs(pairs)
+    gap = np.zeros(len(pairs))  # what the other objectives say for the chosen side
+    for share, reward in others:
+        chosen, rejected = score_pairs(as_reward(reward), pairs)
+        gap += share * (chosen - rejected)
+    extra = {"gap": torch.from_numpy(gap).float()}
+    return from_pairs(policy, pairs, modpo_loss, "modpo", extra=extra, beta=beta, weight=weight, **options)
 
 
 def crop(pixels: Tensor, keep: float = 0.2, seed: int = 0) -> Tensor:
@@ -26,8 +56,7 @@ def crop(pixels: Tensor, keep: float = 0.2, seed: int = 0) -> Tensor:
     corner = draw[1:] * (side - window)  # (2, N)
     along = (torch.arange(side) + 0.5) / side
     rows, columns = ((c[:, None] + window[:, None] * along).long().clamp(max=side - 1) for c in corner)
-    which = torch.arange(n)[:, None, None]
-    return pixels[which, rows[:, :, None], columns[:, None, :]]
+    return pixels[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def mdpo(
@@ -41,7 +70,7 @@ def mdpo(
     seed: int = 0,
     **options,
 ) -> PicturePolicy:
-    """Minimize `mdpo_loss` on `prompt/chosen/rejected`, where prompts name pictures; returns a new policy.
+    """Minimize `mdpo_loss` on `prompt/chosen/rejected`, where prompts name pictures (2406.11839); returns a new policy.
 
     Corrupted pictures are `crop`s, drawn once. Options: see `from_pairs`.
     """
