@@ -195,9 +195,9 @@ def test_shuffled_labels_say_nothing(world, pairs):
     assert shuffled.to_dict() == feedback.shuffle_labels(pairs, seed=0).to_dict()
 
 
-@pytest.mark.parametrize("options", [{"n": 0}, {"n": 3, "prompts": []}])
-def test_no_pairs_to_draw_is_an_error(world, patient, options):
-    with pytest.raises(AlignkitError, match="n and group_size must be at least 1 and prompts must not be empty"):
+@pytest.mark.parametrize("options, what", [({"n": 0}, "n"), ({"n": 3, "prompts": []}, "number of prompts")])
+def test_no_pairs_to_draw_is_an_error(world, patient, options, what):
+    with pytest.raises(AlignkitError, match=f"draw_groups: {what} must be at least 1, not 0"):
         feedback.draw_pairs(world, patient, **options)
 
 

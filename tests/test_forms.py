@@ -53,7 +53,7 @@ def test_groups_that_cannot_differ_are_left_out_and_bad_sizes_refused(world):
             return [["same"] * n for _ in prompts]
 
     assert len(feedback.draw_groups(world, Parrot(), 5, group_size=2)) == 0
-    with pytest.raises(AlignkitError, match="n and group_size must be at least 1"):
+    with pytest.raises(AlignkitError, match="draw_groups: n must be at least 1"):
         feedback.draw_groups(world, Parrot(), 0)
     with pytest.raises(DataError, match="prompt and completion"):
         feedback.one_by_one(Dataset.from_dict({"prompt": ["a"]}))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import permutations
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 from datasets import Dataset
@@ -185,9 +185,8 @@ def cycles(p: np.ndarray) -> list[list[int]]:
     p (K, K): chance, or share of labels, in which row beats column; exactly one half is no preference.
     """
     p = _checked(p)
-    graph = nx.DiGraph([(i, j) for i in range(len(p)) for j in range(len(p)) if i != j and p[i, j] > 0.5])
-    found = [c for c in nx.simple_cycles(graph, length_bound=3) if len(c) == 3]
-    return sorted(c[c.index(min(c)) :] + c[: c.index(min(c))] for c in found)
+    threes = [[i, j, k] for i, j, k in permutations(range(len(p)), 3) if i < min(j, k)]
+    return [[i, j, k] for i, j, k in threes if min(p[i, j], p[j, k], p[k, i]) > 0.5]
 
 
 def _checked(p: np.ndarray) -> np.ndarray:

@@ -46,13 +46,10 @@ class Asked:
 
     people: list[Annotator]
     who: np.ndarray  # number of the person, by answer
+    names: list[str]  # theirs, by answer
     row: np.ndarray  # what is asked about: row of the data set, by answer
-    about: list[list]  # the columns asked about, by answer
+    about: dict[str, list]  # the columns asked about, by answer
     along: dict[str, list]  # the data set's further columns, by answer
-
-    @property
-    def names(self) -> list[str]:
-        return [self.people[k].name for k in self.who]
 
     def of(self, setting: str) -> np.ndarray:
         """A setting of the person who answers, by answer."""
@@ -61,16 +58,22 @@ class Asked:
     def each(self) -> Iterator[tuple]:
         """Of each answer: the person, what it is about, and a dict of the further columns."""
         for i, k in enumerate(self.who):
-            yield self.people[k], *(column[i] for column in self.about), {c: v[i] for c, v in self.along.items()}
+            about = (values[i] for values in self.about.values())
+            yield self.people[k], *about, {name: values[i] for name, values in self.along.items()}
 
     def numbers(self, ask: Callable) -> np.ndarray:
         """`ask(person, *columns, **further columns)` of all that one person answers, put together again; shape (N,)."""
         out = np.zeros(len(self.who))
         for k, person in enumerate(self.people):
             mine = np.flatnonzero(self.who == k)
-            about = ([column[i] for i in mine] for column in self.about)
+            about = ([values[i] for i in mine] for values in self.about.values())
             out[mine] = ask(person, *about, **{name: [v[i] for i in mine] for name, v in self.along.items()})
         return out
+
+
+    def answered(self, columns: dict, decisions: int | Sequence[int], items: int, bits: Sequence) -> Dataset:
+        """The answers' columns as a Dataset: with `annotator`, cost and (where names are free) the further columns."""
+        return with_cost({**columns, "annotator": self.names}, decisions, items, bits, self.along)
 
 
 def ask(data: Dataset, used: Sequence[str], people: People, everyone: bool = False, together: int = 1) -> Asked:
@@ -82,7 +85,8 @@ def ask(data: Dataset, used: Sequence[str], people: People, everyone: bool = Fal
     if everyone:
         row, who = np.tile(row, len(people)), np.repeat(np.arange(len(people)), len(data))
     columns = further(data, (), row)
-    return Asked(people, who, row, [columns.pop(name) for name in used], columns)
+    about = {name: columns.pop(name) for name in used}
+    return Asked(people, who, [people[k].name for k in who], row, about, columns)
 
 
 def bits(log2_answers: np.ndarray | float, p_answer: np.ndarray | float) -> np.ndarray:
@@ -95,9 +99,7 @@ def bits(log2_answers: np.ndarray | float, p_answer: np.ndarray | float) -> np.n
     return np.asarray(log2_answers) + np.log2(np.asarray(p_answer, dtype=float))
 
 
-def with_cost(
-    columns: dict, decisions: int | Sequence[int], items: int, bits: np.ndarray, along: dict | None = None
-) -> Dataset:
+def with_cost(columns: dict, decisions: int | Sequence[int], items: int, bits: Sequence, along: dict) -> Dataset:
     """The columns as a Dataset, with what each row cost: choices made, completions read, bits said (at most).
 
     `along`: further columns, kept where the new ones have no such name.
@@ -105,7 +107,7 @@ def with_cost(
     n = len(bits)
     choices = np.broadcast_to(decisions, n).tolist()
     columns = {**columns, "decisions": choices, "items": [items] * n, "bits": [float(b) for b in bits]}
-    return Dataset.from_dict({**columns, **{k: v for k, v in (along or {}).items() if k not in columns}})
+    return Dataset.from_dict({**columns, **{k: v for k, v in along.items() if k not in columns}})
 
 
 def cost(answers: Dataset) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from alignkit.errors import AlignkitError, DataError, check_choice
+from alignkit.errors import AlignkitError, DataError, check_at_least, check_choice
 from alignkit.feedback.annotator import Annotator, Scorer, scores_of
 from alignkit.feedback.answers import People, ask, further
 from alignkit.policy import Policy
@@ -18,16 +18,8 @@ SIDES = ("first", "second")
 VERDICT = ("position", "p_chosen", "confidence")  # what a labeling says beside which side was chosen
 
 
-def draw_groups(
-    world: World,
-    policy: Policy,
-    n: int,
-    group_size: int = 4,
-    seed: int = 0,
-    split: str = "feedback",
-    prompts: Sequence | Dataset | None = None,
-    max_new_tokens: int = 48,
-) -> Dataset:
+def draw_groups(world: World, policy: Policy, n: int, group_size: int = 4, seed: int = 0, split: str = "feedback",
+                prompts: Sequence | Dataset | None = None, max_new_tokens: int = 48) -> Dataset:  # fmt: skip
     """n rows `prompt/completions` with `group_size` samples of `policy` each; prompts in turn, shuffled.
 
     `prompts`: a list, or a Dataset with a column `prompt`, whose other columns go along; default: the world's `split`.
@@ -39,9 +31,7 @@ def draw_groups(
         prompts, columns = prompts["prompt"][:], further(prompts, ("prompt",))
     elif isinstance(prompts, str | Dataset):
         raise DataError("prompts must be a list of prompts, or a Dataset with a column 'prompt'")
-    if n < 1 or group_size < 1 or not prompts:
-        raise AlignkitError(f"n and group_size must be at least 1 and prompts must not be empty (n={n}, "
-                            f"group_size={group_size})")  # fmt: skip
+    check_at_least("draw_groups", 1, n=n, group_size=group_size, **{"number of prompts": len(prompts)})
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(prompts)) for _ in range(-(-n // len(prompts)))])[:n]
     asked = [prompts[i] for i in order]

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.feedback.annotator import Annotator
-from alignkit.feedback.answers import SINGLE, People, ask, bits, one_by_one, with_cost
+from alignkit.feedback.answers import SINGLE, People, ask, bits, one_by_one
 from alignkit.worlds.base import World, require, write_fault
 
 
@@ -21,20 +21,17 @@ def critique(world: World, answers: Dataset, annotator: People, seed: int = 0) -
     """
     require(world, "saying what is wrong where", "segments", "faults", "fault_names")
     asked = ask(one_by_one(answers), SINGLE, annotator)
-    prompts, texts = asked.about
     rng = np.random.default_rng([seed, 7])
     said = [_criticize(world, *row, rng) for row in asked.each()]
-    place, fault, log2_answers, p = (list(column) for column in zip(*said, strict=True)) if said else ([],) * 4
-    columns = {"prompt": prompts, "completion": texts, "critique": list(map(write_fault, place, fault)),
-               "place": place, "fault": fault, "annotator": asked.names}  # fmt: skip
-    sentences = [max(1, len(world.segments(text))) for text in texts]
-    return with_cost(columns, sentences, 1, bits(np.array(log2_answers), np.array(p)), asked.along)
+    place, fault, sentences, told = (list(column) for column in zip(*said, strict=True)) if said else ([],) * 4
+    columns = {"critique": list(map(write_fault, place, fault)), "place": place, "fault": fault}
+    return asked.answered({**asked.about, **columns}, sentences, 1, told)
 
 
 def _criticize(
     world: World, person: Annotator, prompt: str, text: str, own: dict, rng: np.random.Generator
-) -> tuple[int, str, float, float]:
-    """Place, fault, log2 of the number of possible answers, probability of this one."""
+) -> tuple[int, str, int, float]:
+    """Place and fault; what it took (sentences read) and says (bits)."""
     found = world.faults(prompt, text)
     possible = [(0, ""), *((i, name) for i in range(1, len(found) + 1) for name in world.fault_names)]
     true = [(0, ""), *((i, name) for i, name in enumerate(found, 1) if name)]
@@ -45,7 +42,7 @@ def _criticize(
     p = np.array([(1 - 2 * person.error) * chance.get(answer, 0.0) + 2 * person.error / len(possible)
                   for answer in possible])  # fmt: skip
     pick = rng.choice(len(possible), p=p / p.sum())
-    return *possible[pick], float(np.log2(len(possible))), float(p[pick])
+    return *possible[pick], max(1, len(found)), bits(np.log2(len(possible)), p[pick])
 
 
 def _utility(world: World, person: Annotator, prompt: str, texts: list[str], own: dict) -> np.ndarray:
@@ -99,12 +96,11 @@ def demonstrate(world: World, prompts: list[str], annotator: People, seed: int =
     asked = ask(Dataset.from_dict({"prompt": list(prompts)}), ["prompt"], annotator)
     rng = np.random.default_rng([seed, 8])
     log2_words = np.log2(len(world.vocabulary()))
-    texts, decisions, said = [], [], []
+    texts, sentences, told = [], [], []
     for person, prompt, _ in asked.each():
         slip, ideal = 2 * person.error, world.segments(world.ideal(prompt))
         kept = rng.random(len(ideal)) >= slip
         texts.append(" ".join(s for s, keep in zip(ideal, kept, strict=True) if keep))
-        decisions.append(len(ideal))
-        said.append(bits(log2_words * len(texts[-1].split()), np.where(kept, 1 - slip, slip).prod()))
-    columns = {"prompt": list(prompts), "completion": texts, "annotator": asked.names}
-    return with_cost(columns, decisions, 0, np.array(said))
+        sentences.append(len(ideal))
+        told.append(bits(log2_words * len(texts[-1].split()), np.where(kept, 1 - slip, slip).prod()))
+    return asked.answered({**asked.about, "completion": texts}, sentences, 0, told)

@@ -15,18 +15,9 @@ from alignkit.feedback.compare import PAIR
 from alignkit.worlds.base import World, judge_rows
 
 
-def population(
-    world: World,
-    n: int,
-    seed: int = 0,
-    values: float = 0.0,
-    temperature: tuple[float, float] = (0.3, 1.0),
-    error: tuple[float, float] = (0.0, 0.2),
-    position: float = 0.0,
-    length: float = 0.0,
-    shift: float = 0.0,
-    stretch: float = 0.0,
-) -> list[Annotator]:
+def population(world: World, n: int, seed: int = 0, values: float = 0.0, temperature: tuple[float, float] = (0.3, 1.0),
+               error: tuple[float, float] = (0.0, 0.2), position: float = 0.0, length: float = 0.0, shift: float = 0.0,
+               stretch: float = 0.0) -> list[Annotator]:  # fmt: skip
     """n people called p0, p1, ...
 
     `temperature` and `error`: ranges to draw from evenly. The others are standard deviations around a person without

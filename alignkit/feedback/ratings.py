@@ -92,14 +92,9 @@ def _rated(
 ) -> Dataset:
     singles = one_by_one(answers)
     asked = ask(singles, SINGLE, annotator, everyone)
-    gold = judge_rows(world.gold, *_texts(singles))
+    gold = judge_rows(world.gold, singles["prompt"][:], singles["completion"][:], further(singles, SINGLE))
     given, p = _on_scale(asked, _impressions(world, asked), points, gold, np.random.default_rng([seed, 5]))
-    columns = {**dict(zip(SINGLE, asked.about, strict=True)), **column(given), "annotator": asked.names}
-    return with_cost(columns, 1, 1, bits(np.log2(points), p), asked.along)
-
-
-def _texts(singles: Dataset) -> tuple[list, list, dict[str, list]]:
-    return singles["prompt"][:], singles["completion"][:], further(singles, SINGLE)
+    return asked.answered({**asked.about, **column(given)}, 1, 1, bits(np.log2(points), p))
 
 
 def rate_aspects(
@@ -111,14 +106,14 @@ def rate_aspects(
     """
     singles = one_by_one(answers)
     asked = ask(singles, SINGLE, annotator, everyone)
-    truth = judge_rows(world.gold_aspects, *_texts(singles))
-    columns, total = dict(zip(SINGLE, asked.about, strict=True)), np.zeros(len(asked.who))
+    truth = judge_rows(world.gold_aspects, singles["prompt"][:], singles["completion"][:], further(singles, SINGLE))
+    columns, total = dict(asked.about), np.zeros(len(asked.who))
     for number, (aspect, values) in enumerate(truth.items()):
         worth, rng = values[asked.row] / asked.of("temperature"), np.random.default_rng([seed, 6, number])
         given, p = _on_scale(asked, worth, points, values, rng)
         columns[aspect] = (given + 1).tolist()
         total += bits(np.log2(points), p)
-    return with_cost({**columns, "annotator": asked.names}, len(truth), 1, total, asked.along)
+    return asked.answered(columns, len(truth), 1, total)
 
 
 def _on_scale(

@@ -24,16 +24,15 @@ def mark_steps(world: World, answers: Dataset, annotator: People, seed: int = 0)
     kept = [i for i, text in enumerate(singles["completion"]) if world.segments(text)]
     asked = ask(singles.select(kept), SINGLE, annotator)
     rng = np.random.default_rng([seed, 9])
-    labels, said = [], []
+    steps, labels, told = [], [], []
     for person, prompt, text, _ in asked.each():
         right = np.array([name == "" for name in world.faults(prompt, text)])
         flip = rng.random(len(right)) < person.error
+        steps.append(world.segments(text))
         labels.append((right ^ flip).tolist())
-        said.append(bits(1.0, np.where(flip, person.error, 1 - person.error)).sum())
-    prompts, texts = asked.about
-    columns = {"prompt": prompts, "completions": [world.segments(text) for text in texts], "labels": labels}
-    columns["annotator"] = asked.names
-    return with_cost(columns, [len(marks) for marks in labels], 1, np.array(said), asked.along)
+        told.append(bits(1.0, np.where(flip, person.error, 1 - person.error)).sum())
+    columns = {"prompt": asked.about["prompt"], "completions": steps, "labels": labels}
+    return asked.answered(columns, [len(marks) for marks in labels], 1, told)
 
 
 def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Dataset:
@@ -51,16 +50,8 @@ def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Data
     return with_cost(columns, 1, 1, np.ones(len(texts)), further(singles, SINGLE))
 
 
-def rollout_labels(
-    policy: Policy,
-    prompts: Sequence[str],
-    completions: Sequence[Sequence[str]],
-    verifier: Callable[[list[str], list[str]], Sequence[float]],
-    n: int = 8,
-    hard: bool = False,
-    seed: int = 0,
-    **options,
-) -> Dataset:
+def rollout_labels(policy: Policy, prompts: Sequence[str], completions: Sequence[Sequence[str]], verifier: Callable,
+                   n: int = 8, hard: bool = False, seed: int = 0, **options) -> Dataset:  # fmt: skip
     """Monte-Carlo labels (Math-Shepherd, 2312.08935): how often `policy` gets to a right answer from after each step.
 
     `completions`: a list of steps for each prompt. `verifier(prompts, completions)` gives 1 for a right whole answer,

@@ -85,7 +85,7 @@ class ArithmeticWorld(DrawnWorld):
         "unfinished": 0.06,  # no answer
     }
 
-    def draw(self, rng: np.random.Generator, to_ask: bool = False) -> str:
+    def draw(self, rng: np.random.Generator, to_ask: bool) -> str:
         one, other = (" ".join(str(number)) for number in rng.integers(100, 1000, 2))
         return f"{one} + {other} ="
 
@@ -97,8 +97,7 @@ class ArithmeticWorld(DrawnWorld):
 
     def segments(self, completion: str) -> list[str]:
         """The completion's sentences, each with its full stop; what was cut off at the end stays without one."""
-        parts = [part.strip() for part in f" {' '.join(completion.split())} ".split(" . ")]
-        *whole, tail = parts
+        *whole, tail = (part.strip() for part in f" {' '.join(completion.split())} ".split(" . "))
         return [f"{part} ." for part in whole if part] + ([tail] if tail else [])
 
     def step_labels(self, prompt: str, completion: str) -> list[bool]:
@@ -132,36 +131,29 @@ class ArithmeticWorld(DrawnWorld):
 
     def correct(self, prompts: list[str], completions: list[str]) -> np.ndarray:
         """The verifiable outcome: 1 where the stated answer is the sum, else 0; shape (N,)."""
-        stated = [self.answer(c) for c in completions]
-        right = [s is not None and _answer(s) == work(p).answer for p, s in zip(prompts, stated, strict=True)]
-        return np.array(right, dtype=np.float64)
+        rows = zip(prompts, completions, strict=True)
+        return np.array([_answer(self.answer(c) or "") == work(p).answer for p, c in rows], dtype=np.float64)
 
-    def _working(self, prompt: str, completion: str) -> list[bool]:
-        """The labels of the steps alone."""
-        rows = zip(self.step_labels(prompt, completion), self.segments(completion), strict=True)
-        return [label for label, sentence in rows if self.is_step(sentence)]
-
-    def _untidy(self, completion: str) -> int:
-        """Sentences that are neither one of the first `COLUMNS` steps nor the answer at the end."""
-        sentences = self.segments(completion)
-        steps = min(sum(map(self.is_step, sentences)), COLUMNS)
-        return len(sentences) - steps - (self.answer(completion) is not None)
+    def _read(self, prompt: str, completion: str) -> tuple[float, list[bool], int]:
+        """Whether the outcome is right; the labels of the steps alone; the number of sentences that are neither one of
+        the first `COLUMNS` steps nor the answer at the end."""
+        sentences, labels = self.segments(completion), self.step_labels(prompt, completion)
+        steps = [label for label, sentence in zip(labels, sentences, strict=True) if self.is_step(sentence)]
+        untidy = len(sentences) - min(len(steps), COLUMNS) - (self.answer(completion) is not None)
+        return self.correct([prompt], [completion])[0], steps, untidy
 
     def judge_one(self, prompt: str, completion: str) -> tuple[float, float, float]:
-        share = sum(self._working(prompt, completion)[:COLUMNS]) / COLUMNS
-        return self.correct([prompt], [completion])[0], 0.5 * share, -0.25 * self._untidy(completion)
+        right, steps, untidy = self._read(prompt, completion)
+        return right, 0.5 * (sum(steps[:COLUMNS]) / COLUMNS), -0.25 * untidy
 
     def look_at(self, prompt: str, completion: str) -> tuple[float, ...]:
         """wrong answer (or none), wrong step, no working, untidy: any completion; lucky: right answers only."""
-        right, working = self.correct([prompt], [completion])[0], self._working(prompt, completion)
-        flawed, bare = not all(working), not working
-        lucky = flawed or bare if right else float("nan")
-        return 1.0 - right, flawed, bare, self._untidy(completion) > 0, lucky
+        right, steps, untidy = self._read(prompt, completion)
+        flawed, bare = not all(steps), not steps
+        return 1.0 - right, flawed, bare, untidy > 0, (flawed or bare) if right else float("nan")
 
     def ideal(self, prompt: str) -> str:
-        """The completion with the highest gold there is."""
-        right = work(prompt)
-        return " ".join([*right.steps, right.answer])
+        return " ".join([*work(prompt).steps, work(prompt).answer])
 
     # -- corpus --------------------------------------------------------------------------------------------------
 
@@ -193,9 +185,7 @@ class ArithmeticWorld(DrawnWorld):
         return " ".join(said)
 
     def vocabulary(self) -> list[str]:
-        """Every word of the world, sorted."""
-        words = " ".join(CHATTER).split()
-        return sorted({*map(str, range(10)), "+", "=", ".", "answer", *words})
+        return sorted({*"0123456789+=.", "answer", *" ".join(CHATTER).split()})
 
     def pretty(self, completion: str) -> str:
         """For showing only: 7+5+0=12. 3+8+1=12. 4+1+1=06. Answer 622."""

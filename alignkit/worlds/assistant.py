@@ -192,7 +192,6 @@ class AssistantWorld(AspectWorld):
         return r.insults > 0, r.wrong + r.garbled > 0, r.wasted_words >= 6, unsafe, over_cautious
 
     def ideal(self, prompt: str) -> str:
-        """A completion with the highest gold there is."""
         topic, say = self.topic(prompt), self.sentences
         steps = [say["refusal"][0], say["redirect"][1]] if topic.harmful else [f"{s} ." for s in topic.steps]
         return " ".join([say["thanks"][0], *steps])
@@ -221,27 +220,17 @@ class AssistantWorld(AspectWorld):
         if chance("refuse_harmful" if topic.harmful else "refuse_harmless"):
             said += [say("refusal")] + [say("redirect")] * chance("redirect")
         else:
-            said += self._write_steps(topic, rng, habits)
+            for step in rng.permutation(topic.steps)[: rng.integers(1, len(topic.steps) + 1)]:
+                if chance("wrong_step"):
+                    other = self.topics[rng.integers(len(self.topics))]
+                    step = other.steps[rng.integers(len(other.steps))]
+                said += [f"{step} ."] * (1 + chance("repeat"))
         if chance("padding"):
             said.append(say("padding"))
         return " ".join(said)
 
-    def _write_steps(self, topic: Topic, rng: np.random.Generator, habits: dict[str, float]) -> list[str]:
-        wanted = rng.permutation(topic.steps)[: rng.integers(1, len(topic.steps) + 1)]
-        steps = []
-        for step in wanted:
-            if rng.random() < habits["wrong_step"]:
-                other = self.topics[rng.integers(len(self.topics))]
-                step = other.steps[rng.integers(len(other.steps))]
-            steps.append(f"{step} .")
-            if rng.random() < habits["repeat"]:
-                steps.append(f"{step} .")
-        return steps
-
     def vocabulary(self) -> list[str]:
-        """Every word of the world, sorted."""
-        text = " ".join([*self._topic_of_prompt, *self._topic_of_step, *self._kind_of])
-        return sorted(set(text.split()))
+        return sorted(set(" ".join([*self._topic_of_prompt, *self._topic_of_step, *self._kind_of]).split()))
 
     def pretty(self, completion: str) -> str:
         """For showing only: capitals, and no space before a full stop."""

@@ -104,22 +104,15 @@ def _columns(names: tuple[str, ...], judge: Callable, prompts: list[str], comple
 
 class DrawnWorld(AspectWorld):
     """A world whose prompts are drawn at random. Splits: `feedback` (to be labeled), `treatment` and `seen` are of one
-    kind; `test` holds only prompts that are `hard`, and no other split holds any."""
+    kind; `test` holds only prompts that are `hard`, and no other split holds any.
+
+    Beside the rest, write `draw(rng, to_ask)`, a prompt for a split or (not `to_ask`) for the corpus; `hard(prompt)`;
+    and `write(prompt, rng, habits)`, an answer by an author with these habits.
+    """
 
     seed: int
     sizes: dict[str, int]  # prompts in each split; `test` comes last
     habits: dict[str, float]  # how often the authors of the corpus go wrong: the base policy's symptoms come from here
-
-    def draw(self, rng: np.random.Generator, to_ask: bool = False) -> str:
-        """A prompt of any kind; `to_ask`: for a split, not for the corpus."""
-        raise NotImplementedError
-
-    def hard(self, prompt: str) -> bool:
-        raise NotImplementedError
-
-    def write(self, prompt: str, rng: np.random.Generator, habits: dict[str, float]) -> str:
-        """An answer by an author with these habits."""
-        raise NotImplementedError
 
     @cached_property
     def _splits(self) -> dict[str, list[str]]:
@@ -143,7 +136,7 @@ class DrawnWorld(AspectWorld):
         kept = {prompt for prompts in self._splits.values() for prompt in prompts}
         documents = []
         while len(documents) < n:
-            if (prompt := self.draw(rng)) not in kept:
+            if (prompt := self.draw(rng, to_ask=False)) not in kept:
                 documents.append((prompt, self.write(prompt, rng, habits)))
         return documents
 

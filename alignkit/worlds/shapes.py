@@ -40,10 +40,8 @@ def scene(prompt: str) -> Scene:
     parts = [NAME.fullmatch(part) for part in prompt.strip().removesuffix(".png").split("+")]
     places = [match[3] for match in parts if match]
     if not all(parts) or len(set(places)) < len(parts) or not prompt.strip().endswith(".png"):
-        raise AlignkitError(
-            f"not a picture of world 'shapes': {prompt!r}. It must look like 'red_circle_top_left.png', with + between "
-            f"things and each place ({', '.join(PLACES)}) at most once; see world.prompts(split)."
-        )
+        raise AlignkitError(f"not a picture of world 'shapes': {prompt!r}. It must look like red_circle_top_left.png, "
+                            f"with + between things, each place ({', '.join(PLACES)}) at most once.")  # fmt: skip
     return {match[3]: (match[1], match[2]) for match in parts if match}
 
 
@@ -133,7 +131,7 @@ class ShapesWorld(DrawnWorld):
         """The pixels, uint8 of shape (24, 24, 3); sizes, places and shades vary a little, fixed by the name."""
         return _draw(prompt.strip()).copy()
 
-    def draw(self, rng: np.random.Generator, to_ask: bool = False) -> str:
+    def draw(self, rng: np.random.Generator, to_ask: bool) -> str:
         """The name of a picture of one to four things; of two or more, `to_ask`."""
         n = int(rng.integers(1 + to_ask, MOST + 1))
         places, kinds = rng.permutation(len(PLACES))[:n], rng.permutation(len(KINDS))[:n]
@@ -152,17 +150,13 @@ class ShapesWorld(DrawnWorld):
 
     def absent(self, prompt: str, completion: str) -> list[Thing]:
         """The things a caption names that the picture does not show."""
-        there = self.things(prompt)
-        return [thing for thing in read(completion).named if thing not in there]
+        return [thing for thing in read(completion).named if thing not in self.things(prompt)]
 
     def judge_one(self, prompt: str, completion: str) -> tuple[float, float, float]:
         there, said = self.things(prompt), read(completion)
         right = sum(thing in there for thing in said.named)
-        return (
-            right / len(there),
-            -0.4 * (len(said.named) - right),
-            0.2 * (said.framed and bool(said.named)) - 0.2 * (said.repeated + said.garbled),
-        )
+        fluent = 0.2 * (said.framed and bool(said.named)) - 0.2 * (said.repeated + said.garbled)
+        return right / len(there), -0.4 * (len(said.named) - right), fluent
 
     def look_at(self, prompt: str, completion: str) -> tuple[bool, ...]:
         """hallucinates: names a thing that is not there; misses: leaves out one that is; terse: no whole sentence;
@@ -178,7 +172,6 @@ class ShapesWorld(DrawnWorld):
         return " ".join(part for part in (frame, listed, ".") if part)
 
     def ideal(self, prompt: str) -> str:
-        """A caption with the highest gold there is."""
         return self.caption(list(scene(prompt).values()), FRAMES[0])
 
     # -- corpus --------------------------------------------------------------------------------------------------
@@ -201,7 +194,6 @@ class ShapesWorld(DrawnWorld):
         return text.removesuffix(" .") if chance("unfinished") else text
 
     def vocabulary(self) -> list[str]:
-        """Every word of the world's captions, sorted."""
         return sorted({*COLORS, *SHAPES, *" ".join(FRAMES).split(), "a", "and", ",", "."})
 
     def pretty(self, completion: str) -> str:
