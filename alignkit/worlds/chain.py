@@ -7,6 +7,7 @@ ends the episode with reward 1. This is where reward shaping is studied.
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import numpy as np
 
 EPSILON, RATE, MOST = 0.3, 0.5, 3000  # share of random moves, learning rate, episodes at most
