@@ -193,7 +193,20 @@ def test_equal_values_have_an_interval_of_width_zero():
     found = mean_estimate([0.5, 0.5, 0.5])
     rule = statistics.Rule.parse({"above": 0.4}, "seeded", "test")
     assert (found.low, found.high) == (0.5, 0.5)
-    assert statistics.verdict(rule, found) == "reproduced" and statistics.p_value(rule, found) == 0
+    assert statistics.verdict(rule, found) == "reproduced" and statistics.p_value(rule, found) is None
+
+
+def test_one_more_seed_lies_where_it_was_predicted():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(1000):
+        *values, further = rng.normal(0.3, 0.2, size=11)
+        low, high = statistics.prediction("seeded", values)
+        inside += low < further < high
+    assert 0.93 < inside / 1000 < 0.97
+    runs = [[[1, 1], [2, 2], [3, 4], [4, 3]], [[1, 2], [2, 3], [3, 1], [4, 4]]]  # correlations 0.8 and 0.4
+    low, high = statistics.prediction("population", runs)
+    assert -1 < low < 0.4 < 0.8 < high < 1
+    assert statistics.prediction("seeded", [1.0]) == statistics.prediction("identity", [0.0, 0.0]) == (None, None)
 
 
 def test_population_is_rank_correlation_over_whole_seeds():
@@ -235,7 +248,7 @@ def test_identity_is_judged_by_its_worst_run(house):
 def test_holm_counts_all_findings_with_evidence(house):
     names = ["a", "b", "c", "d"]
     house.register(*[entry(id=name) for name in names], entry(id="unmeasured", notebook="97_other"))
-    shifts = {"a": 0.5, "b": 0.13, "c": 0.0, "d": 0.1}
+    shifts = {"a": 0.5, "b": 0.15, "c": 0.0, "d": 0.1}
     noise = [-0.1, 0.12, 0.02, -0.08, 0.04]
     for seed, error in enumerate(noise, 1):
         house.run(seed, **{name: shift + error for name, shift in shifts.items()})
@@ -248,6 +261,7 @@ def test_holm_counts_all_findings_with_evidence(house):
         by_hand[next(name for name in names if rows[name]["p_value"] == value)] = True
     assert {name: rows[name]["survives_holm"] for name in names} == by_hand
     assert by_hand == {"a": True, "b": False, "c": False, "d": False}
+    assert [rows[name]["bh"] for name in names] == [True, True, False, False]
     assert rows["b"]["verdict"] == "reproduced"  # on its own, but not after the correction
     assert rows["unmeasured"]["verdict"] == "unmeasured" and not rows["unmeasured"]["survives_holm"]
 

@@ -64,7 +64,23 @@ def test_spearman_with_ties_is_scipys():
     assert spearman(np.array([[1.0, 2.0]])) == 0
 
 
-def test_the_correlation_resamples_whole_clusters():
+@pytest.mark.parametrize(("rho", "shared"), [(0.0, 0.5), (0.6, 0.0), (0.6, 0.5), (0.85, 0.0)])
+def test_the_correlations_interval_covers_the_truth(rho, shared):
+    """Ten clusters of 15 points, each with a shift and a correlation of its own."""
+    rng = np.random.default_rng(0)
+
+    def cluster() -> np.ndarray:
+        own = np.clip(rho + 0.15 * rng.normal(), -0.97, 0.97)
+        x, noise = rng.normal(size=(2, 15))
+        return np.column_stack([x, own * x + np.sqrt(1 - own**2) * noise]) + shared * rng.normal(size=2)
+
+    truth = spearman(np.concatenate([cluster() for _ in range(3000)]))
+    found = [rank_correlation([cluster() for _ in range(10)]) for _ in range(600)]
+    assert 0.93 <= np.mean([each.low < truth < each.high for each in found]) <= 0.975
+    assert np.mean([each.greater(truth) < 0.025 for each in found]) == pytest.approx(0.025, abs=0.015)
+
+
+def test_the_correlation_leaves_out_whole_clusters():
     rng = np.random.default_rng(3)
     clusters = [np.repeat(rng.normal(size=(1, 2)), 40, axis=0) + 0.01 * rng.normal(size=(40, 2)) for _ in range(12)]
     by_cluster = rank_correlation(clusters)

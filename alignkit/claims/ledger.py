@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROFILES = ("smoke", "standard", "thorough")
 EVIDENCE_PROFILE = "thorough"
 EVIDENCE_SEEDS = range(1, 100)  # 0 is shown, 100 and above are for tuning
+SHOWN_PROFILE, SHOWN_SEED = "standard", 0  # what the committed notebooks are executed with
 RESULTS = DATA / "results"
 
 
@@ -184,6 +185,12 @@ def evidence(notebook: str, results: str | Path | None = None) -> list[dict[str,
     return sorted(counting, key=lambda result: result["seed"])
 
 
+def shown(notebook: str, results: str | Path | None = None) -> dict[str, Any]:
+    """{claim: value} of the run that the committed notebook shows; {} if it is not kept."""
+    path = result_path(results or RESULTS, notebook, SHOWN_PROFILE, SHOWN_SEED)
+    return read_result(path)["values"] if path.is_file() else {}
+
+
 def evidence_hash(notebook: str, results: str | Path | None = None) -> str:
     """Changes whenever the recorded evidence that a notebook shows changes."""
     found = [[result["seed"], result["values"], result["series"]] for result in evidence(notebook, results)]
@@ -191,10 +198,12 @@ def evidence_hash(notebook: str, results: str | Path | None = None) -> str:
 
 
 def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path] | None = None) -> list[dict[str, Any]]:
-    """One row per registered claim: evidence over seeds, verdict, whether it survives Holm, what is stale.
+    """One row per registered claim: evidence over seeds, verdict, whether it survives Holm's correction and Benjamini
+    and Hochberg's (`bh`), what is stale.
 
     `mean` is the mean over seeds for seeded claims and demonstrations, Spearman's correlation for population
-    claims, and the largest error for identities. `stale` is False or a list of reasons;
+    claims, and the largest error for identities. `shown` is the committed notebook's own value, `pi_low` and `pi_high`
+    where one more seed's value lies with 95 % probability. `stale` is False or a list of reasons;
     `paths` says where notebooks are (by stem) that are not among the project's.
     """
     registered: dict[str, list[Claim]] = {}
@@ -202,13 +211,18 @@ def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path]
         registered.setdefault(claim.notebook, []).append(claim)
     rows = []
     for notebook, own in registered.items():
-        rows += _summary_rows(own, evidence(notebook, results), (paths or {}).get(notebook))
-    _add_holm(rows)
+        found = _summary_rows(own, evidence(notebook, results), (paths or {}).get(notebook))
+        values = shown(notebook, results)
+        for row in found:
+            value = values.get(row["id"])
+            row["shown"] = None if value is None else statistics.one_run(row["kind"], value)
+        rows += found
+    _correct(rows)
     return rows
 
 
 def _summary_rows(claims: Iterable[Claim], results: list[dict], path: str | Path | None = None) -> list[dict[str, Any]]:
-    """The rows of one notebook's claims, without Holm's correction, which concerns the whole ledger."""
+    """The rows of one notebook's claims, without the corrections, which concern the whole ledger."""
     reasons = {result["seed"]: fingerprint.stale_reasons(result, path) for result in results}
     return [_summary_row(claim, results, reasons) for claim in claims]
 
@@ -228,15 +242,20 @@ def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]
         "mean": None,
         "ci_low": None,
         "ci_high": None,
+        "pi_low": None,
+        "pi_high": None,
         "p_value": None,
         "verdict": "unmeasured",
         "survives_holm": False,
-        "processors": sorted({result.get("processor") or "not noted" for result in results}),
+        "bh": False,
+        "processors": sorted({result["processor"] for result in results if result.get("processor")}),
         "stale": _stale(claim, results, reasons),
     }
     if results:
-        found = statistics.estimate(claim.kind, [result["values"][claim.id] for result in results])
+        values = [result["values"][claim.id] for result in results]
+        found = statistics.estimate(claim.kind, values)
         row |= {"mean": found.value, "ci_low": found.low, "ci_high": found.high}
+        row["pi_low"], row["pi_high"] = statistics.prediction(claim.kind, values)
         row["verdict"] = statistics.verdict(claim.rule, found)
         row["p_value"] = statistics.p_value(claim.rule, found) if claim.is_finding else None
     return row
@@ -255,12 +274,13 @@ def _stale(claim: Claim, results: list[dict[str, Any]], reasons: dict[int, list[
     ] or False
 
 
-def _add_holm(rows: list[dict[str, Any]]) -> None:
-    """Holm's correction over all findings with evidence; one seed gives no p-value and counts as p = 1."""
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Both corrections over all findings with evidence; one that can't be tested counts as p = 1."""
     tested = [row for row in rows if row["kind"] in statistics.FINDINGS and row["n_seeds"]]
-    corrected = statistics.holm([1.0 if row["p_value"] is None else row["p_value"] for row in tested])
-    for row, p in zip(tested, corrected, strict=True):
-        row["survives_holm"] = p < 0.05 and row["verdict"] in ("reproduced", "contradicted")
+    p_values = [1.0 if row["p_value"] is None else row["p_value"] for row in tested]
+    for field, method in (("survives_holm", "holm"), ("bh", "fdr_bh")):
+        for row, p in zip(tested, statistics.corrected(p_values, method), strict=True):
+            row[field] = p < 0.05 and row["verdict"] in ("reproduced", "contradicted")
 
 
 # --- small conversions

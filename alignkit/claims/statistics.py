@@ -1,9 +1,9 @@
-"""The statistics of the ledger: rules, verdicts, p-values, and Holm's correction (intervals: `alignkit.intervals`).
+"""The statistics of the ledger: rules, verdicts, p-values and their corrections (intervals: `alignkit.intervals`).
 
 A claim's evidence is one value per seed. For `seeded` claims that is a number, and the interval is Student's
-t over seeds; for `population` claims it is a list of (x, y) points, and the interval is a cluster bootstrap
-over seeds of Spearman's correlation over all points; for `identity` claims it is a maximal error, and there
-is nothing to estimate.
+t over seeds; for `population` claims it is a list of (x, y) points, and the interval is that of Spearman's correlation
+over all points, by a jackknife over seeds; for `identity` claims it is a maximal error, and there is nothing to
+estimate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from alignkit.errors import AlignkitError
-from alignkit.intervals import Estimate, mean_estimate, rank_correlation
+from alignkit.intervals import Estimate, fisher, mean_estimate, rank_correlation, spearman
 
 KINDS = ("identity", "demonstration", "seeded", "population")
 FINDINGS = ("seeded", "population")
@@ -98,13 +101,14 @@ def verdict(rule: Rule, found: Estimate) -> str:
 
 
 def p_value(rule: Rule, found: Estimate) -> float | None:
-    """Two-sided p-value, below 0.05 exactly when the 95 % interval gives a verdict; None without an interval.
+    """Two-sided p-value, below 0.05 exactly when the 95 % interval gives a verdict; None without an interval, or where
+    all values are the same: what can't vary is not tested.
 
     One bound: the two-sided test against it. A band: if the value lies inside, two one-sided tests
     (equivalence), the larger p doubled so that it matches the 95 % interval; if it lies outside, the
     two-sided test against the nearest bound.
     """
-    if rule.key == "max_error" or not found.has_interval:
+    if rule.key == "max_error" or not found.has_interval or found.low == found.high:
         return None
     if rule.key == "within" and rule.low < found.value < rule.high:
         return min(1.0, 2 * max(found.greater(rule.low), found.less(rule.high)))
@@ -112,10 +116,28 @@ def p_value(rule: Rule, found: Estimate) -> float | None:
     return min(1.0, 2 * min(found.greater(bound), found.less(bound)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-corrected p-values, in the given order."""
+def corrected(p_values: Sequence[float], method: str) -> list[float]:
+    """p-values corrected for their number, in the given order: "holm" (that none is wrong) or "fdr_bh" (Benjamini and
+    Hochberg 1995: that few of those that stand are)."""
     if not p_values:
         return []
     from statsmodels.stats.multitest import multipletests  # half a second to import, needed only here
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    return [float(p) for p in multipletests(p_values, method=method)[1]]
+
+
+def one_run(kind: str, value: Any) -> float:
+    """A run's own number: of a population's points their rank correlation."""
+    return spearman(np.asarray(value)) if kind == "population" else value
+
+
+def prediction(kind: str, values: Sequence) -> tuple[float, float] | tuple[None, None]:
+    """Where one more seed's value lies with 95 % probability, given those of the recorded ones (correlations on
+    Fisher's scale); nothing below two, or for an identity."""
+    if kind == "identity" or len(values) < 2:
+        return None, None
+    numbers = [one_run(kind, value) for value in values]
+    found = mean_estimate(fisher(numbers) if kind == "population" else numbers)
+    half = (found.high - found.value) * math.sqrt(found.n + 1)
+    ends = found.value - half, found.value + half
+    return tuple(map(math.tanh, ends)) if kind == "population" else ends

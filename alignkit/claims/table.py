@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from alignkit.claims.statistics import FINDINGS
-from alignkit.intervals import spearman
+from alignkit.claims.statistics import FINDINGS, one_run
 
 MARKS = {
     "reproduced": "✓ reproduced",
@@ -49,7 +47,7 @@ def value_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list):
-        return f"{spearman(np.asarray(value)):.3g} ({len(value)} points)"
+        return f"{one_run('population', value):.3g} ({len(value)} points)"
     return f"{value:.3g}"
 
 
@@ -58,9 +56,10 @@ def markdown(rows: Sequence[Mapping]) -> str:
     findings = [row for row in rows if row["kind"] in FINDINGS]
     others = [row for row in rows if row["kind"] not in FINDINGS]
     held = sum(row["verdict"] == "reproduced" for row in others)
-    survive = sum(bool(row["survives_holm"]) for row in findings)
+    holm, bh = (sum(bool(row[field]) for row in findings) for field in ("survives_holm", "bh"))
     lines = [
-        f"{len(findings)} findings: {_counts(findings)}; {survive} verdicts survive Holm's correction over the ledger. "
+        f"{len(findings)} findings: {_counts(findings)}; {holm} verdicts survive Holm's correction over the ledger, "
+        f"{bh} Benjamini and Hochberg's. "
         f"{len(others)} identities and demonstrations: {held} hold.",
     ]
     for notebook in sorted({row["notebook"] for row in findings}):
@@ -89,13 +88,11 @@ def _folded(notebook: str, findings: Sequence[Mapping]) -> list[str]:
 
 def _note(rows: Sequence[Mapping]) -> str:
     """Where the evidence was recorded, and why a reader's digits are others."""
-    places = sorted({place for row in rows for place in row["processors"] if row["n_seeds"]})
-    if not places:
+    if not any(row["n_seeds"] for row in rows):
         return ""
-    return (
-        f"Recorded on: {'; '.join(places)}. On another processor the digits of a run differ, some by more than a "
-        "tenth: training amplifies rounding."
-    )
+    places = sorted({place for row in rows for place in row["processors"]})
+    where = f"Recorded on {'; '.join(places)}. " if places else ""
+    return f"{where}On another processor a run's digits differ, some by more than a tenth: training amplifies rounding."
 
 
 class ClaimsTable:

@@ -22,12 +22,11 @@ from tqdm import tqdm
 
 from alignkit import claims
 from alignkit.claims import fingerprint
+from alignkit.claims.ledger import SHOWN_PROFILE, SHOWN_SEED
 from alignkit.errors import AlignkitError, printable
 from alignkit.files import NOTEBOOKS, check_folder, write_atomic
 from alignkit.lab.clean import read_notebook, with_outputs
 from alignkit.lab.worker import Execution, Job
-
-SHOWN_SEED, SHOWN_PROFILE = 0, "standard"  # what the committed notebooks are executed with
 
 
 @dataclass(frozen=True)
@@ -271,9 +270,8 @@ def refresh_prose(job: Job) -> None:
 
 
 def put_in_place(job: Job, results: Path) -> None:
-    """Make a finished job the committed one: evidence into `results`, or the copy over its notebook."""
-    if job.profile == claims.EVIDENCE_PROFILE:
-        text = Path(job.result).read_text(encoding="utf-8")
-        write_atomic(claims.result_path(results, job.stem, job.profile, job.seed), text)
-    else:
+    """Make a finished job the committed one: its result into `results`, what is shown over its notebook as well."""
+    text = Path(job.result).read_text(encoding="utf-8")
+    write_atomic(claims.result_path(results, job.stem, job.profile, job.seed), text)
+    if job.profile != claims.EVIDENCE_PROFILE:
         write_atomic(job.notebook, Path(job.executed).read_text(encoding="utf-8"))
