@@ -33,6 +33,10 @@ def ids(audit, *severities):
     return {one["id"] for one in audit.findings if one["severity"] in (severities or ("serious", "warn"))}
 
 
+def measured(audit, check):
+    return next(entry["measured"] for entry in audit.report["checks"] if entry["name"] == check)
+
+
 @pytest.fixture(scope="session")
 def small():
     """Ordinary answers, few of them: each audit draws the same ones, and draws them once."""
@@ -261,7 +265,7 @@ def test_nothing_is_found_in_gold(seed):
     audit = checkup.audit(rewards.GoldReward(WORLD), seed=seed)
     assert ids(audit, "serious", "warn", "info") == set()
     assert audit.exit_status == 0
-    assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
+    assert measured(audit, "accuracy")["accuracy"]["value"] == 1.0
 
 
 def test_gold_of_another_world_is_clean_too():
@@ -411,7 +415,7 @@ def test_raising_on_empty_spoils_only_the_empty(examine):
     assert ids(audit) == {"robustness.raised"}
     found = audit.findings[0]
     assert found["severity"] == "serious" and "ZeroDivisionError" in found["finding"]
-    assert found["example"]["before"] == "" and found["measured"]["n"] == audit.measured("empty")["empty"]["texts"]
+    assert found["example"]["before"] == "" and found["measured"]["n"] == measured(audit, "empty")["empty"]["texts"]
 
 
 def test_hanging_everywhere(examine):
@@ -438,8 +442,8 @@ def test_wrong_number_of_scores(examine):
 def test_slow_rewards_are_tried_on_less_and_told(examine):
     audit = examine(slow, time_limit=3, budget=0.001)
     assert "speed.slow" in ids(audit)
-    assert audit.measured("answers")["planned_share"] < 0.5
-    assert audit.measured("speed")["seconds_per_completion"] > 0.003
+    assert measured(audit, "answers")["planned_share"] < 0.5
+    assert measured(audit, "speed")["seconds_per_completion"] > 0.003
 
 
 def test_memory_is_watched(examine):
@@ -488,7 +492,7 @@ def test_copies_that_a_reward_forks_do_not_answer(examine):
 def test_changes_in_place_are_found_and_reach_nobody(examine):
     audit = examine(changes_its_inputs)
     assert ids(audit) == {"robustness.changes_inputs"} and audit.exit_status == 1
-    assert "completions" in audit.findings[0]["finding"] and audit.measured("accuracy")["accuracy"]["value"] == 1.0
+    assert "completions" in audit.findings[0]["finding"] and measured(audit, "accuracy")["accuracy"]["value"] == 1.0
 
 
 # --- every way to hand over a reward
@@ -558,9 +562,9 @@ def test_columns_are_handed_over_by_name_and_messages_as_messages(sums):
     assert not [entry for entry in audit.report["checks"] if entry["status"] == "not run"]
     assert not {one["check"] for one in audit.findings} & {"robustness", "load", "answers", "audit"}
     assert audit.report["reward"]["form"] == "conversational"
-    assert audit.measured("answers") == {"scored": 60, "of": 80, "left_out": 20, "planned_share": 1.0}
-    assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
-    assert audit.measured("off_topic")["answers another prompt"]["lowered_where_damaged"]["value"] == 0.5
+    assert measured(audit, "answers") == {"scored": 60, "of": 80, "left_out": 20, "planned_share": 1.0}
+    assert measured(audit, "accuracy")["accuracy"]["value"] == 1.0
+    assert measured(audit, "off_topic")["answers another prompt"]["lowered_where_damaged"]["value"] == 0.5
 
 
 def test_a_column_that_is_not_there_is_named(sums):
@@ -593,7 +597,7 @@ def test_trl_s_own_accuracy_reward(sums, monkeypatch):
         monkeypatch.setattr(trl, name, stand_in, raising=False)  # fmt: skip
     audit = checkup.audit(trl.accuracy_reward, data=sums)
     assert not [entry for entry in audit.report["checks"] if entry["status"] == "not run"]
-    assert audit.measured("accuracy")["accuracy"]["value"] == 1.0
+    assert measured(audit, "accuracy")["accuracy"]["value"] == 1.0
 
 
 def saved(tmp_path, tiny, pooling):
@@ -720,7 +724,7 @@ def test_own_pairs(own_pairs):
     assert audit.report["material"] == {
         "source": str(own_pairs), "prompts": 48, "completions": 96, "pairs": 48, "gold": False,
     }  # fmt: skip
-    assert audit.measured("accuracy")["better_side_by"] == "the labels of the pairs"
+    assert measured(audit, "accuracy")["better_side_by"] == "the labels of the pairs"
     fair = ids(checkup.audit(reads_the_pairs, data=str(own_pairs)))
     assert not fair & {"truncation.unnoticed", "nonsense.unnoticed", "nonsense.raised", "injection.raised",
                        "praise.raised", "off_topic.unnoticed", "accuracy.coin"}  # fmt: skip

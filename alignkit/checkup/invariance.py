@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from alignkit.checkup import findings as f
-from alignkit.checkup.examination import ROUNDING, Examination
+from alignkit.checkup.examination import ROUNDING, Examination, rounded, spread
 from alignkit.checkup.findings import SERIOUS, WARN, Finding
 
 ROWS = 16  # texts for these checks
@@ -16,43 +16,37 @@ PLACES = 8  # places of the batch a text is moved through
 
 def _rows(exam: Examination, n: int = ROWS) -> np.ndarray:
     """Finite rows of different prompts first, spread over lengths."""
-    material = exam.material
-    good = np.flatnonzero(np.isfinite(exam.scores))
-    _, place = np.unique(material.group[good], return_index=True)
-    order = np.concatenate([good[np.sort(place)], np.delete(good, place)])[: 4 * n]
-    order = order[np.argsort([len(material.completions[i]) for i in order], kind="stable")]
-    return order[np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)] if len(order) else order
+    order = exam.material.prompts_first(np.flatnonzero(np.isfinite(exam.scores)))[: 4 * n]
+    lengths = [len(exam.material.completions[i]) for i in order]
+    return spread(order[np.argsort(lengths, kind="stable")], n)
 
 
 def check_determinism(exam: Examination) -> Iterator[Finding | dict]:
     """The same texts three times; sets `exam.noise`."""
     rows = _rows(exam)
-    prompts, completions = exam.material.texts(rows)
     calls = np.stack([exam.ask(rows, whole=True) for _ in range(3)])
     noise = float(np.sqrt(np.nanmean(np.nanvar(calls, axis=0, ddof=1)))) if np.isfinite(calls).any() else 0.0
     if noise > ROUNDING * exam.size:
         exam.noise = noise
-    yield {"noise_sd": round(float(exam.in_sd(noise)), 6), "texts": len(prompts)}
+    yield {"noise_sd": rounded(exam.in_sd(noise)), "texts": len(rows)}
     if exam.noise:
-        spread = np.nanmax(calls, axis=0) - np.nanmin(calls, axis=0)
-        row = int(np.nanargmax(spread))
+        low, high = np.nanmin(calls, axis=0), np.nanmax(calls, axis=0)
+        worst = int(np.nanargmax(high - low))
         yield Finding(
             "determinism.noise",
-            SERIOUS if exam.in_sd(noise) > f.NOISE_STRONG or not exam.unit else WARN,
+            exam.severity(noise, f.NOISE_STRONG),
             f"The same texts score differently from call to call: by {exam.in_words(noise)} (one sd of the noise).",
             "Fix the seed inside the reward, switch dropout off (model.eval()), or average several calls; a noisy "
             "reward teaches more slowly and can't be reproduced.",
-            {"noise_sd": round(float(exam.in_sd(noise)), 4), "n": len(prompts)},
-            exam.example(prompts[row], completions[row], completions[row], score_before=np.nanmin(calls[:, row]),
-                          score_after=np.nanmax(calls[:, row])),
+            {"noise_sd": rounded(exam.in_sd(noise), 4), "n": len(rows)},
+            exam.example(rows[worst], score_before=low[worst], score_after=high[worst]),
         )  # fmt: skip
 
 
 def check_batch(exam: Examination) -> Iterator[Finding | dict]:
     """Alone, in a batch, in a shuffled batch, and beside a text that is much longer (padding)."""
     rows = _rows(exam)
-    prompts, completions = exam.material.texts(rows)
-    n = len(rows)
+    n, completions = len(rows), exam.material.texts(rows)[1]
     together = exam.ask(rows, whole=True)
     order = np.random.default_rng([exam.seed, 72]).permutation(n)
     shuffled = np.empty(n)
@@ -65,7 +59,7 @@ def check_batch(exam: Examination) -> Iterator[Finding | dict]:
     }
     gaps = {name: np.abs(scores - together) for name, scores in settings.items()}
     worst = {name: float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0 for name, gap in gaps.items()}
-    yield {**{name: round(float(exam.in_sd(gap)), 6) for name, gap in worst.items()}, "texts": n}
+    yield {**{name: rounded(exam.in_sd(gap)) for name, gap in worst.items()}, "texts": n}
     name = max(worst, key=worst.get)
     if worst[name] <= max(f.BATCH * exam.unit, 6 * exam.noise, ROUNDING * exam.size):
         return
@@ -73,33 +67,27 @@ def check_batch(exam: Examination) -> Iterator[Finding | dict]:
     row = int(np.nanargmax(gaps[name]))
     yield Finding(
         "batch.depends",
-        SERIOUS if exam.in_sd(worst[name]) > f.BATCH_STRONG or not exam.unit else WARN,
+        exam.severity(worst[name], f.BATCH_STRONG),
         f"A score depends on what else is in the batch: {name}, one text moves by {exam.in_words(worst[name])} "
         f"({', '.join(f'{setting} {exam.in_words(gap)}' for setting, gap in worst.items())}).",
         "Score each text for itself: no normalizing over the batch, the right padding side, attention masks and "
         "position ids. If the reward ranks answers against each other on purpose, always hand it whole groups.",
-        {"largest_shift": round(float(exam.in_sd(worst[name])), 4), "setting": name, "n": n},
-        exam.example(prompts[row], completions[row], completions[row], score_before=together[row],
-                      score_after=settings[name][row]),
+        {"largest_shift": rounded(exam.in_sd(worst[name]), 4), "setting": name, "n": n},
+        exam.example(rows[row], score_before=together[row], score_after=settings[name][row]),
     )  # fmt: skip
 
 
 def check_position(exam: Examination) -> Iterator[Finding | dict]:
     """Each text in each place: of a batch of different prompts, and among the answers to one prompt."""
-    effects = {}
-    rows = _rows(exam, PLACES)
-    effects["the batch"] = _place_effects(exam, rows[None, :])
-    group = exam.material.group
+    blocks, group = {"the batch": _rows(exam, PLACES)[None, :]}, exam.material.group
     sizes = np.bincount(group)
     k = int(min(4, sizes.max()))
     if k > 1:
         chosen = np.flatnonzero(sizes >= k)[:4]
-        effects["the prompt's answers"] = _place_effects(
-            exam, np.stack([np.flatnonzero(group == g)[:k] for g in chosen])
-        )
+        blocks["the prompt's answers"] = np.stack([np.flatnonzero(group == g)[:k] for g in chosen])
+    effects = {where: _place_effects(exam, block) for where, block in blocks.items()}
     largest = {where: np.nanmax(np.abs(effect)) for where, effect in effects.items() if np.isfinite(effect).any()}
-    yield {where: [round(float(x), 6) if np.isfinite(x) else None for x in exam.in_sd(effect)]
-           for where, effect in effects.items()}  # fmt: skip
+    yield {where: [rounded(shift) for shift in exam.in_sd(effect)] for where, effect in effects.items()}
     if not largest:
         return
     where = max(largest, key=largest.get)
@@ -110,7 +98,7 @@ def check_position(exam: Examination) -> Iterator[Finding | dict]:
     place = int(np.nanargmax(effect))
     yield Finding(
         "position.favored",
-        SERIOUS if exam.in_sd(largest[where]) > f.BATCH_STRONG or not exam.unit else WARN,
+        exam.severity(largest[where], f.BATCH_STRONG),
         f"Place matters: the same texts score {exam.in_words(float(effect[place]))} relative to their own mean when "
         f"they stand at place {place + 1} of {len(effect)} in {where}.",
         "Score each text for itself; a judge that reads several answers should read them in both orders, and the two "
@@ -122,22 +110,18 @@ def check_position(exam: Examination) -> Iterator[Finding | dict]:
 def _place_effects(exam: Examination, blocks: np.ndarray) -> np.ndarray:
     """Mean score of a text at each place of its block minus its mean over places; all blocks are one batch."""
     width = blocks.shape[1]
-    seen = np.full((blocks.size, width), np.nan)
+    places, seen = np.arange(width), np.full((len(blocks), width, width), np.nan)  # block, text, place
     for turn in range(width):
-        turned = np.roll(blocks, turn, axis=1)
-        scores = exam.ask(turned.ravel(), whole=True).reshape(blocks.shape)
-        for place in range(width):  # which text stands there in this turn
-            item = (place - turn) % width
-            seen[np.arange(len(blocks)) * width + item, place] = scores[:, place]
-    return np.nanmean(seen - np.nanmean(seen, axis=1, keepdims=True), axis=0)
+        scores = exam.ask(np.roll(blocks, turn, axis=1).ravel(), whole=True)
+        seen[:, (places - turn) % width, places] = scores.reshape(blocks.shape)
+    return np.nanmean(seen - np.nanmean(seen, axis=2, keepdims=True), axis=(0, 1))
 
 
 def check_speed(exam: Examination) -> Iterator[Finding | dict]:
     """Seconds per completion over the calls so far."""
-    spent = exam.reward.spent
-    rate = spent.seconds / max(1, spent.completions)
-    yield {"seconds_per_completion": round(rate, 6), "budget": exam.budget, "completions": spent.completions,
-           "load_seconds": round(spent.load_seconds, 2)}  # fmt: skip
+    reward, rate = exam.reward, exam.reward.rate
+    yield {"seconds_per_completion": round(rate, 6), "budget": exam.budget, "completions": reward.completions,
+           "load_seconds": round(reward.load_seconds, 2)}  # fmt: skip
     if rate > exam.budget:
         yield Finding(
             "speed.slow",
@@ -145,5 +129,5 @@ def check_speed(exam: Examination) -> Iterator[Finding | dict]:
             f"{rate:.3g} s per completion; the budget is {exam.budget:g} s: an update on 256 completions waits "
             f"{256 * rate:.0f} s for its reward.",
             "Score in larger batches, cache scores of repeated texts, take a smaller model, or allow more (--budget).",
-            {"seconds_per_completion": round(rate, 6), "n": spent.completions},
+            {"seconds_per_completion": round(rate, 6), "n": reward.completions},
         )

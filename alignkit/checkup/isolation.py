@@ -18,15 +18,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NoReturn
 
-import numpy as np
 import psutil
 
 from alignkit.checkup import serving
-from alignkit.checkup.serving import NoSuchReward
 from alignkit.errors import AlignkitError
+from alignkit.files import ROOT
 from alignkit.rewards.base import Reward
 from alignkit.rewards.texts import text_of
 
@@ -38,16 +39,18 @@ MEMORY_SHARE = 0.8  # of the memory free at the start is what the reward may tak
 POLL = 0.1  # seconds between two looks at the process
 LARGEST = 1e100  # scores beyond overflow in any variance, and count as infinite
 LONGEST_ANSWER = 2**24  # bytes of a line
-SCRIPT = Path(serving.__file__)
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+Row = tuple[str | list[dict], str | list[dict], dict[str, Any]]  # prompt, completion (text or messages), columns
 
 
-@dataclass
-class Incident:
+@dataclass(eq=False)
+class Incident(Exception):
     """Something that must not happen; `kind` is a key of `auditing.TOLD`."""
 
     kind: str
     message: str
-    check: str
+    check: str = "load"
     prompt: str = ""
     completion: str = ""
     rows: int = 1
@@ -58,27 +61,9 @@ class CantGoOn(Exception):
     """The reward can't be asked any more: out of time, or dead too often. The text says which."""
 
 
-class LoadFault(Exception):
-    """The reward could not be loaded: an Incident."""
-
-    def __init__(self, incident: Incident):
-        super().__init__(incident.message)
-        self.incident = incident
-
-
-@dataclass
-class Spent:
-    """What the audit asked of the reward."""
-
-    completions: int = 0
-    calls: int = 0
-    seconds: float = 0.0
-    load_seconds: float = 0.0
-    rates: list[float] = field(default_factory=list)  # seconds per completion of each call
-
-
 class IsolatedReward:
-    """A context manager; `scores` never raises for what the reward does, but notes an Incident and returns NaN."""
+    """A context manager that raises an Incident if the reward can't be loaded. `scores` never raises for what the
+    reward does, but notes an Incident and returns NaN."""
 
     def __init__(self, reward: str | Reward, time_limit: float, memory_limit: float | None = None):
         if os.name != "posix":
@@ -88,51 +73,37 @@ class IsolatedReward:
         self.deadline = time.monotonic() + time_limit
         self.memory_limit = memory_limit or MEMORY_SHARE * psutil.virtual_memory().available
         self.incidents: list[Incident] = []
-        self.spent = Spent()
+        self.calls = self.completions = 0  # what was asked of the reward, and how long that took
+        self.seconds = self.load_seconds = 0.0
         self.check, self.chunk = "load", CHUNK
-        self.card: dict[str, str] = {}
-        self.kind, self.words = "", []
-        self._restarts = self._calls = 0
-        self._keeper: psutil.Process | None = None
+        self.card, self.kind, self.words = {}, "", []
+        self._starts, self._keeper = 0, None
 
     # --- life
 
     def __enter__(self) -> IsolatedReward:
-        self._folder = tempfile.TemporaryDirectory(prefix="alignkit-audit-", ignore_cleanup_errors=True)
-        self._log = Path(self._folder.name) / "output"
         try:
             self._start()
         except BaseException:
-            self.__exit__()
+            self._end()
             raise
         return self
 
     def __exit__(self, *_) -> None:
         self._end()
-        self._folder.cleanup()
 
     def _start(self) -> None:
         self._channel, theirs = socket.socketpair()
-        self._channel.settimeout(POLL)
-        self._held, self._calls, self._seen = b"", 0, set()
-        with open(self._log, "wb") as log, theirs:
-            pid, self._reap = (_spawn if isinstance(self.reward, str) else _fork)(self.reward, theirs, log.fileno())
-        self._keeper = psutil.Process(pid)
-        self._at_start = 0 if isinstance(self.reward, str) else math.inf
-        hello = self._receive(min(self.load_limit, self._left()), self._is_hello)
-        fault = hello.get("fault")
-        if fault == "no such reward":
-            raise NoSuchReward(hello["message"])
-        if fault == "import":
-            where = f" ({hello['where']})" if hello["where"] else ""
-            told = f"{hello['type']}: {hello['message']}{where}"
-            raise LoadFault(Incident("import", told, "load", type=hello["type"]))
-        if fault:
-            raise LoadFault(Incident(fault, f"while loading: {hello['message']}", "load"))
-        if not isinstance(self.reward, str):  # a fork shares its parent's memory until it writes into it
+        self._log = tempfile.TemporaryFile()
+        self._held, self._call, self._seen = b"", 0, set()
+        self._starts += 1
+        named = isinstance(self.reward, str)
+        self._at_start = 0 if named else math.inf
+        with theirs:
+            self._keeper = (_spawn if named else _fork)(self.reward, theirs, self._log.fileno())
+        self.card, self.kind, self.words = self._receive(min(self.load_limit, self._left()), _read_hello)
+        if not named:  # a fork shares its parent's memory until it writes into it
             self._at_start = self._memory()
-        self.card, self.kind, self.words = hello["card"], hello["kind"], hello["words"]
-        self.spent.load_seconds += hello["seconds"]
 
     def _end(self) -> None:
         """End the reward with everything it started, and wait for it: nothing stays, not even a zombie.
@@ -142,212 +113,190 @@ class IsolatedReward:
         """
         if self._keeper is None:
             return
-        keeper, self._keeper = self._keeper, None
         for _ in range(50):  # they may start others while they are ended
-            kin = [one for one in self._kin_of(keeper) if one != keeper]
-            for one in kin:
-                _kill(one)
+            for one in (kin := self._kin()):
+                with suppress(psutil.Error):
+                    one.kill()
             if not kin:
                 break
             time.sleep(0.02)
-        try:
-            os.killpg(keeper.pid, signal.SIGKILL)  # it leads a group of its own
-        except (ProcessLookupError, PermissionError):
-            pass
-        _kill(keeper)
-        self._reap()
-        for one in self._seen:
-            _kill(one)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._keeper.pid, signal.SIGKILL)  # it leads a group of its own
+        self._keeper.kill()
+        self._keeper.wait()
+        self._keeper = None
         self._channel.close()
+        self._log.close()
 
-    def _kin_of(self, keeper: psutil.Process) -> list[psutil.Process]:
-        try:
-            kin = [keeper, *keeper.children(recursive=True)]
-        except psutil.Error:
-            return []
-        self._seen.update(kin)
-        return [one for one in kin if _is_alive(one)]
+    def _kin(self) -> list[psutil.Process]:
+        """What the keeper, or what it started, has started and is alive."""
+        with suppress(psutil.Error):
+            self._seen.update(self._keeper.children(recursive=True))
+        return [one for one in self._seen if one.is_running()]
 
     def _memory(self) -> int:
-        return sum(_resident(one) for one in self._kin_of(self._keeper) if one != self._keeper)
+        taken = 0
+        for one in self._kin():
+            with suppress(psutil.Error):
+                taken += one.memory_info().rss
+        return taken
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()
 
+    @property
+    def rate(self) -> float:
+        """Seconds per completion."""
+        return self.seconds / max(1, self.completions)
+
     # --- talk
 
-    def _receive(self, limit: float, is_answer: Callable[[dict], bool]) -> dict:
-        """The answer, or {"fault", "message"}; after such a fault the process is gone."""
-        looked = time.monotonic()
-        until = looked + max(limit, 0)
+    def _ask(self, rows: list[Row]) -> tuple[list[float | None], str]:
+        """One call: scores, and what was changed. CantGoOn if there is no time, or no process, to make it."""
+        if self._left() <= 0:
+            raise CantGoOn("out of time")
+        if self._keeper is None:
+            if self._starts > RESTARTS:
+                raise CantGoOn(f"its process had to be started {RESTARTS} times again")
+            try:
+                self._start()
+            except Incident as fault:
+                raise CantGoOn(fault.message) from fault
+        self._call += 1
+        self.calls += 1
+        self.completions += len(rows)
+        limit = min(self.call_limit, self._left())
+        self._channel.settimeout(max(limit, POLL))
+        try:
+            self._channel.sendall(json.dumps(rows).encode() + b"\n")
+        except TimeoutError:
+            self._fail("hangs", f"it took no request in {limit:.3g} s")
+        except OSError:  # it died: `_line` will see it
+            pass
+        return self._receive(limit, lambda answer: _read_scores(answer, len(rows)))
+
+    def _receive(self, limit: float, read: Callable[[dict], Any]) -> Any:
+        """What `read` finds in the answer. An Incident if there is none; the process is gone then, unless the answer
+        itself gave the reason."""
+        line = self._line(limit)
+        try:
+            answer = json.loads(line)
+            if "exit" in answer:
+                self._fail("died", self._how_it_died(int(answer["exit"])))
+            seconds, fault = answer["seconds"], answer.get("fault")
+            if answer["call"] != self._call or not 0 <= seconds < 1e9 or fault not in (None, *serving.FAULTS):
+                raise ValueError
+            found = (str(answer["message"]), str(answer["type"])) if fault else read(answer)
+        except MALFORMED:
+            self._fail("garbled", f"it wrote something that is no answer: {line[:60]!r}")
+        if self._call:
+            self.seconds += seconds
+        else:
+            self.load_seconds += seconds
+        if fault == "no such reward":
+            raise serving.NoSuchReward(found[0])
+        if fault:
+            raise Incident(fault, found[0], type=found[1])
+        return found
+
+    def _line(self, limit: float) -> bytes:
+        until = time.monotonic() + max(limit, 0)
+        self._channel.settimeout(POLL)
         while b"\n" not in self._held:
             if time.monotonic() >= until:
-                return self._ended("hangs", f"no answer in {limit:.3g} s")
-            if time.monotonic() - looked > POLL:
-                looked, taken = time.monotonic(), self._memory() - self._at_start
-                if taken > self.memory_limit:
-                    taken, allowed = taken / 2**30, self.memory_limit / 2**30
-                    return self._ended("memory", f"it took {taken:.2f} GiB of memory; {allowed:.2f} GiB are allowed")
+                self._fail("hangs", f"no answer in {limit:.3g} s")
             try:
                 part = self._channel.recv(2**16)
             except TimeoutError:
+                if (taken := self._memory() - self._at_start) > self.memory_limit:
+                    self._fail("memory", f"it took {taken / 2**30:.2f} GiB of memory; {self.memory_limit / 2**30:.2f} "
+                                         "GiB are allowed")  # fmt: skip
                 continue
             except OSError:
                 part = b""
             if not part:
-                return self._ended("died", self._how_it_died(None))
+                self._fail("died", self._how_it_died(None))
             self._held += part
             if len(self._held) > LONGEST_ANSWER:
-                return self._ended("garbled", "it wrote megabytes that are no answer")
+                self._fail("garbled", "it wrote megabytes that are no answer")
         line, self._held = self._held.split(b"\n", 1)
-        try:
-            answer = json.loads(line)
-        except (ValueError, RecursionError):
-            answer = None
-        if isinstance(answer, dict) and isinstance(answer.get("exit"), int):
-            return self._ended("died", self._how_it_died(answer["exit"]))
-        if not isinstance(answer, dict) or not is_answer(answer):
-            return self._ended("garbled", f"it wrote something that is no answer: {line[:60]!r}")
-        return answer
+        return line
 
-    def _is_hello(self, answer: dict) -> bool:
-        if answer.get("call") != 0 or not _is_amount(answer.get("seconds")):
-            return False
-        if "fault" in answer:
-            return _are_texts(answer, "fault", "message") and (answer["fault"] == "no such reward"
-                                                               or _are_texts(answer, "type", "where"))  # fmt: skip
-        card, words = answer.get("card"), answer.get("words")
-        return (_are_texts(answer, "kind") and isinstance(card, dict) and _are_texts(card, *card)
-                and isinstance(words, list) and all(isinstance(word, str) for word in words))  # fmt: skip
-
-    def _is_answer(self, answer: dict, rows: int) -> bool:
-        if answer.get("call") != self._calls or not _is_amount(answer.get("seconds")):
-            return False
-        if "fault" in answer:
-            return answer["fault"] in ("raised", "contract") and _are_texts(answer, "message", "type")
-        scores = answer.get("scores")
-        return (_are_texts(answer, "changed") and isinstance(scores, list) and len(scores) == rows
-                and all(score is None or type(score) in (int, float) for score in scores))  # fmt: skip
-
-    def _ended(self, fault: str, message: str) -> dict:
+    def _fail(self, kind: str, message: str) -> NoReturn:
         self._end()
-        return {"fault": fault, "message": message}
+        if kind == "hangs" and self._call and self._left() <= 0:
+            raise CantGoOn("out of time")
+        raise Incident(kind, message if self._call else f"while loading: {message}")
 
     def _how_it_died(self, code: int | None) -> str:
         how = "was ended" if code is None else f"ended with {f'signal {-code}' if code < 0 else f'exit status {code}'}"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
         said = f"; its last words: {lines[-1][:160]}" if lines else ""
         return f"the process {how}{said}"
 
-    def _call(self, rows: dict) -> dict:
-        """One call: {"scores"} or {"fault", "message"}. CantGoOn if there is no time, or no process, to make it."""
-        if self._left() <= 0:
-            raise CantGoOn("out of time")
-        if self._keeper is None:
-            self._restart()
-        self._calls += 1
-        n, limit = len(rows["completions"]), min(self.call_limit, self._left())
-        if self._send(json.dumps({"call": self._calls, **rows}).encode() + b"\n", limit):
-            answer = self._receive(limit, lambda answer: self._is_answer(answer, n))
-        else:
-            answer = self._ended("hangs", f"it took no request in {limit:.3g} s")
-        if answer.get("fault") == "hangs" and self._left() <= 0:
-            raise CantGoOn("out of time")
-        self.spent.calls += 1
-        self.spent.completions += n
-        if "seconds" in answer:
-            self.spent.seconds += answer["seconds"]
-            self.spent.rates.append(answer["seconds"] / max(1, n))
-        return answer
-
-    def _send(self, message: bytes, limit: float) -> bool:
-        self._channel.settimeout(max(limit, POLL))
-        try:
-            self._channel.sendall(message)
-        except TimeoutError:
-            return False
-        except OSError:  # it died: `_receive` will see it
-            pass
-        finally:
-            self._channel.settimeout(POLL)
-        return True
-
-    def _restart(self) -> None:
-        self._restarts += 1
-        if self._restarts > RESTARTS:
-            raise CantGoOn(f"its process had to be started {RESTARTS} times again")
-        try:
-            self._start()
-        except LoadFault as fault:
-            raise CantGoOn(str(fault)) from fault
-
     # --- scores
 
-    def scores(
-        self, prompts: list, completions: list, columns: dict[str, list] | None = None, whole: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Shape (N,), NaN where there is none, and where the reward says None, "not my row", bool.
+    def scores(self, rows: list[Row], whole: bool = False) -> list[float | None]:
+        """One for each row: NaN where there is none, None where the reward says it, "not my row".
 
-        Prompts and completions may be text or messages. `whole`: as one call, for checks of what else is in the batch.
+        `whole`: as one call, for checks of what else is in the batch.
         """
-        rows = {"prompts": prompts, "completions": completions, "columns": columns or {}}
-        n = len(completions)
-        size = max(1, n) if whole else self.chunk
-        parts = [self._scores(_part(rows, i, i + size), splits=not whole) for i in range(0, n, size)]
-        scores, absent = zip(*parts, strict=True) if parts else ([np.empty(0)], [np.zeros(0, dtype=bool)])
-        return np.concatenate(scores), np.concatenate(absent)
+        size = max(1, len(rows)) if whole else self.chunk
+        return list(chain(*(self._scores(rows[i : i + size], splits=not whole) for i in range(0, len(rows), size))))
 
-    def _scores(self, rows: dict, splits: bool) -> tuple[np.ndarray, np.ndarray]:
-        answer = self._call(rows)
-        n = len(rows["completions"])
-        if "scores" in answer:
-            if answer["changed"]:
-                self._note("changes", f"it changed {answer['changed']}", rows, 0, n)
-            absent = np.array([score is None for score in answer["scores"]], dtype=bool)
-            found = np.array([math.nan if s is None else s for s in answer["scores"]], dtype=np.float64)
-            bad = np.flatnonzero(~absent & ~(np.abs(found) < LARGEST))  # NaN is not below it either
-            if len(bad):
-                self._note("not finite", f"{answer['scores'][bad[0]]}", rows, bad[0], len(bad))
-            found[bad] = math.nan
-            return found, absent
-        if answer["fault"] == "raised" and splits and n > 1:  # which row is it?
-            halves = (self._scores(_part(rows, *ends), True) for ends in ((0, n // 2), (n // 2, n)))
-            return tuple(np.concatenate(each) for each in zip(*halves, strict=True))
-        told = f"{answer['type']}: {answer['message']}" if answer["fault"] == "raised" else answer["message"]
-        self._note(answer["fault"], told, rows, 0, n, answer.get("type", ""))
-        return np.full(n, math.nan), np.zeros(n, dtype=bool)
+    def _scores(self, rows: list[Row], splits: bool) -> list[float | None]:
+        try:
+            found, changed = self._ask(rows)
+        except Incident as one:
+            if one.kind == "raised" and splits and len(rows) > 1:  # which row is it?
+                half = len(rows) // 2
+                return self._scores(rows[:half], True) + self._scores(rows[half:], True)
+            self._note(one.kind, one.message, rows[0], len(rows), one.type)
+            return [math.nan] * len(rows)
+        if changed:
+            self._note("changes_inputs", f"it changed {changed}", rows[0], len(rows))
+        bad = [i for i, score in enumerate(found) if score is not None and not abs(score) < LARGEST]  # NaN is not below
+        if bad:
+            self._note("not_finite", f"{found[bad[0]]}", rows[bad[0]], len(bad))
+        return [math.nan if i in bad else score for i, score in enumerate(found)]
 
-    def _note(self, kind: str, message: str, rows: dict, row: int, n: int, type: str = "") -> None:
-        texts = (text_of(rows[f"{role}s"][row], role) for role in ("prompt", "completion"))
-        self.incidents.append(Incident(kind, message, self.check, *texts, int(n), type))
+    def _note(self, kind: str, message: str, row: Row, n: int, type: str = "") -> None:
+        texts = text_of(row[0], "prompt"), text_of(row[1], "completion")
+        self.incidents.append(Incident(kind, message, self.check, *texts, n, type))
 
 
-def _part(rows: dict, start: int, end: int) -> dict:
-    columns = {name: values[start:end] for name, values in rows["columns"].items()}
-    return {"prompts": rows["prompts"][start:end], "completions": rows["completions"][start:end], "columns": columns}
+def _read_hello(answer: dict) -> tuple[dict[str, str], str, list[str]]:
+    card = {str(name): str(value) for name, value in answer["card"].items()}
+    return card, str(answer["kind"]), [str(word) for word in answer["words"]]
 
 
-def _spawn(name: str, theirs: socket.socket, log: int) -> tuple[int, Callable]:
-    """A fresh Python that loads the reward of that name: its process number, and how to wait for it."""
-    root = str(SCRIPT.parent.parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
+def _read_scores(answer: dict, n: int) -> tuple[list[float | None], str]:
+    scores = [None if score is None else float(score) for score in answer["scores"]]
+    if len(scores) != n:
+        raise ValueError
+    return scores, str(answer["changed"])
+
+
+def _spawn(name: str, theirs: socket.socket, log: int) -> psutil.Process:
+    """A fresh Python that loads the reward of that name."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return psutil.Popen(
         # -P: a file of the current folder must not stand in for a module of the audit's own
-        [sys.executable, "-P", str(SCRIPT), str(theirs.fileno()), name],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()], start_new_session=True,
+        [sys.executable, "-P", serving.__file__, str(theirs.fileno()), name],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
-    return process.pid, process.wait
 
 
-def _fork(reward: Reward, theirs: socket.socket, log: int) -> tuple[int, Callable]:
-    """A copy of this process that serves the reward: its process number, and how to wait for it.
+def _fork(reward: Reward, theirs: socket.socket, log: int) -> psutil.Process:
+    """A copy of this process that serves the reward.
 
     It computes with one thread, as those of a fork's parent are gone, and OpenMP would wait for them forever.
     """
     pid = os.fork()
     if pid:
-        return pid, lambda: os.waitpid(pid, 0)
+        return psutil.Process(pid)
     try:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
@@ -357,32 +306,3 @@ def _fork(reward: Reward, theirs: socket.socket, log: int) -> tuple[int, Callabl
         serving.keep(theirs, lambda: serving.serve_reward(reward))
     finally:
         os._exit(1)
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.Error:
-        pass
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
-
-
-def _are_texts(answer: dict, *names: str) -> bool:
-    return all(isinstance(answer.get(name), str) for name in names)
-
-
-def _is_amount(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e9

@@ -8,9 +8,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from alignkit.checkup import findings as f
-from alignkit.checkup.examination import Examination, within_sd
+from alignkit.checkup.examination import Examination, rounded, within_sd
 from alignkit.checkup.findings import INFO, SERIOUS, WARN, Finding
-from alignkit.checkup.sensitivity import Effect
 from alignkit.evaluation.core import best_of_n_curve
 from alignkit.evaluation.perturb import KEEPS, Swap
 from alignkit.intervals import Estimate, as_percent, clear_of, cluster_bootstrap, generator
@@ -31,8 +30,8 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
     promised = (1 / (1 + np.exp(-np.minimum(np.abs(gap), 50)))).mean()
     over = promised - right.mean()
     yield {
-        "accuracy": accuracy, "ties": _rounded(tied.mean()), "calibration_error": _rounded(calibration_error(gap)),
-        "overconfidence": _rounded(over),
+        "accuracy": accuracy, "ties": rounded(tied.mean()), "calibration_error": rounded(calibration_error(gap)),
+        "overconfidence": rounded(over),
         "better_side_by": "the labels of the pairs" if exam.material.world is None else "gold",
     }  # fmt: skip
     if len(gap) < FEWEST_PAIRS:
@@ -50,8 +49,8 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
                   "data (alignkit diagnose): how far can labels be predicted at all?")  # fmt: skip
     if name:
         better, worse = chosen[gap.argmin()], rejected[gap.argmin()]
-        example = _example(exam, better, exam.material.completions[worse], exam.scores[worse],
-                           None if exam.gold is None else exam.gold[worse])  # fmt: skip
+        example = exam.example(better, exam.material.completions[worse], exam.scores[worse],
+                               None if exam.gold is None else exam.gold[worse])  # fmt: skip
         yield Finding(f"accuracy.{name}", severity, f"The reward {what}: right on {as_percent(accuracy)} of {len(gap)} "
                       "pairs.", action, accuracy, example)  # fmt: skip
     if over > f.OVERCONFIDENT:
@@ -61,14 +60,6 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
             "If gaps are used as probabilities or margins, divide them by a fitted temperature "
             "(rewards.fit_temperature); orders are not affected.", {"overconfidence": round(over, 4), "n": len(gap)},
         )  # fmt: skip
-
-
-def _example(exam: Examination, row: int, after: str, score: float, gold: float | None):
-    """An answer, and a worse one that scores higher, or a change of it."""
-    return exam.example(
-        exam.material.prompts[row], exam.material.completions[row], after, score_before=exam.scores[row],
-        score_after=score, gold_before=None if exam.gold is None else exam.gold[row], gold_after=gold,
-    )  # fmt: skip
 
 
 def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
@@ -86,10 +77,10 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
     part = min(1.0, within**2 / np.var(scores)) if np.var(scores) > 0 and np.isfinite(within) else np.nan
     names = ("min", "5%", "25%", "50%", "75%", "95%", "max")
     yield {
-        "mean": _rounded(scores.mean()), "sd": _rounded(scores.std()), "sd_within_prompts": _rounded(within),
-        "quantiles": dict(zip(names, map(_rounded, quantiles), strict=True)),
-        "share_of_variance_within_prompts": _rounded(part), "prompts_all_tied": share,
-        "farthest_in_robust_sd": _rounded(farthest), "values": len(np.unique(scores)), "n": n,
+        "mean": rounded(scores.mean()), "sd": rounded(scores.std()), "sd_within_prompts": rounded(within),
+        "quantiles": dict(zip(names, map(rounded, quantiles), strict=True)),
+        "share_of_variance_within_prompts": rounded(part), "prompts_all_tied": share,
+        "farthest_in_robust_sd": rounded(farthest), "values": len(np.unique(scores)), "n": n,
     }  # fmt: skip
     if not exam.unit:
         yield Finding(
@@ -113,22 +104,17 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
         )  # fmt: skip
     if farthest > f.OUTLIER:
         row = int(np.nanargmax(away))
-        text = exam.material.completions[row]
         yield Finding(
             "distribution.outlier", WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
             "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
             {"robust_sd": round(farthest, 2), "n": n},
-            exam.example(exam.material.prompts[row], text, text, score_before=exam.scores[row]),
+            exam.example(row),
         )  # fmt: skip
 
 
 def _share(exam: Examination, hits: list[bool], name: str) -> Estimate:
     """Share of prompts, each counted once."""
     return cluster_bootstrap(np.array(hits, dtype=float), np.arange(len(hits)), generator(exam.seed, name), share=True)
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
@@ -180,7 +166,7 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
 
     best = {n: told(gain, f"best of {n}") for n, gain in gains.items()}
     yield {f"gold_gain_sd_best_of_{n}": value for n, (value, _) in best.items()}
-    yield {"possible_sd": _rounded((gold.max(1) - mean).mean())}
+    yield {"possible_sd": rounded((gold.max(1) - mean).mean())}
     if not best:
         return
     few, many = min(best), max(best)
@@ -199,12 +185,12 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
         )  # fmt: skip
 
 
-def check_nonsense_wins(exam: Examination, effects: list[Effect]) -> Iterator[Finding | dict]:
+def check_nonsense_wins(exam: Examination) -> Iterator[Finding | dict]:
     """Among a prompt's ordinary answers and their damaged versions: does a damaged one score highest?
 
     With gold, only if it also is worth less than the ordinary answer that would have been chosen.
     """
-    damaged = [t for t in effects if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
+    damaged = [t for t in exam.effects if t.entry.meaning != KEEPS and not isinstance(t.entry, Swap)]
     group, wins, cases = exam.material.group, [], []
     for g in np.unique(group[exam.perturbed_rows]):
         rows = np.flatnonzero((group == g) & np.isfinite(exam.scores))
@@ -233,5 +219,5 @@ def check_nonsense_wins(exam: Examination, effects: list[Effect]) -> Iterator[Fi
         f"{', '.join(common)}.",
         "A search will find these: add them to the rejected side, combine the reward with rules that forbid them, and "
         "keep best-of-n small.",
-        share, _example(exam, best, effect.after[i], score, gold),
+        share, exam.example(best, effect.after[i], score, gold),
     )  # fmt: skip

@@ -9,9 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit import worlds
-from alignkit.checkup.serving import NoSuchReward
 from alignkit.errors import AlignkitError
-from alignkit.loading import check_files, one_line
+from alignkit.loading import check_files, check_weights, one_line
 from alignkit.rewards.base import GoldReward, Judgement, Reward
 from alignkit.rewards.model import RewardModel
 from alignkit.taxonomy import RewardCard
@@ -40,19 +39,17 @@ class SequenceClassifier(Reward):
         self.card = RewardCard(name=name, construction_basis="data-driven", format="scalar", expression="explicit",
                                granularity="response")  # fmt: skip
 
-    def _encode(self, prompts: list, completions: list[str]):
-        options = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
-        if not self.tokenizer.chat_template:
-            return self.tokenizer(prompts, completions, **options)
-        asked = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
-        talks = [self.tokenizer.apply_chat_template([*p, {"role": "assistant", "content": c}], tokenize=False)
-                 for p, c in zip(asked, completions, strict=True)]  # fmt: skip
-        return self.tokenizer(talks, add_special_tokens=False, **options)  # the template writes them itself
-
     @torch.no_grad()
     def judge(self, prompts: list, completions: list[str]) -> Judgement:
-        inputs = self._encode(prompts, completions).to(self.model.device)
-        return Judgement(self.model(**inputs).logits[:, 0].double().cpu().numpy())
+        options = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
+        if self.tokenizer.chat_template:
+            asked = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
+            talks = [self.tokenizer.apply_chat_template([*p, {"role": "assistant", "content": c}], tokenize=False)
+                     for p, c in zip(asked, completions, strict=True)]  # fmt: skip
+            inputs = self.tokenizer(talks, add_special_tokens=False, **options)  # the template writes them itself
+        else:
+            inputs = self.tokenizer(prompts, completions, **options)
+        return Judgement(self.model(**inputs.to(self.model.device)).logits[:, 0].double().cpu().numpy())
 
 
 class SavedReward(RewardModel):
@@ -62,37 +59,29 @@ class SavedReward(RewardModel):
 
 
 def open_model(name: str) -> Reward:
-    """The reward of that name. Safetensors only, and no code from the model is run. NoSuchReward if there is none."""
+    """The reward of that name. Safetensors only, and no code from the model is run. AlignkitError if there is none."""
     if name.startswith("gold:"):
-        try:
-            return GoldReward(worlds.load(name.removeprefix("gold:")))
-        except AlignkitError as error:
-            raise NoSuchReward(str(error)) from None
+        return GoldReward(worlds.load(name.removeprefix("gold:")))
     local = Path(name).is_dir()
     if not local and (not HUB_ID.fullmatch(name) or name.endswith(".py")):
-        raise NoSuchReward(
+        raise AlignkitError(
             f"{name!r} is no reward: give module:function, path/to/file.py:function, the folder or Hub id of a "
             f"sequence-classification model, or gold:WORLD with one of {', '.join(worlds.WORLDS)}"
         )
     safe = {"trust_remote_code": False, "local_files_only": local}
-    try:
-        with one_line(lambda why: f"could not load a reward model from {name!r} (safetensors only): {why}"):
-            if local:
-                check_files(Path(name))
-            config = AutoConfig.from_pretrained(name, **safe)
-            named = " ".join(getattr(config, "architectures", None) or ["no named architecture"])
-            if hasattr(config, "alignkit_pooling"):
-                return SavedReward.load(name)
-            if not named.endswith("ForSequenceClassification") or config.num_labels != 1:
-                raise NoSuchReward(f"{name!r} holds {named} with {config.num_labels} labels; a reward is a "
-                                   "...ForSequenceClassification with one label")  # fmt: skip
-            tokenizer = AutoTokenizer.from_pretrained(name, **safe)
-            model, told = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **safe
-            )
-    except AlignkitError as error:
-        raise NoSuchReward(str(error)) from None
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])[0]
-        raise NoSuchReward(f"{name!r} is not a trained reward model: weights such as {missing!r} are missing in it")
+    with one_line(lambda why: f"could not load a reward model from {name!r} (safetensors only): {why}"):
+        if local:
+            check_files(Path(name))
+        config = AutoConfig.from_pretrained(name, **safe)
+        if hasattr(config, "alignkit_pooling"):
+            return SavedReward.load(name)
+        named = " ".join(getattr(config, "architectures", None) or ["no named architecture"])
+        if not named.endswith("ForSequenceClassification") or config.num_labels != 1:
+            raise ValueError(f"it holds {named} with {config.num_labels} labels; a reward is a "
+                             "...ForSequenceClassification with one label")  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **safe
+        )
+        check_weights(model, told)
     return SequenceClassifier(model, tokenizer, name)

@@ -6,16 +6,17 @@ that says the same in another form moves ("moved").
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from alignkit.checkup import findings as f
-from alignkit.checkup.examination import ROUNDING, Examination
+from alignkit.checkup.examination import ROUNDING, Examination, rounded, spread
 from alignkit.checkup.findings import SERIOUS, WARN, Finding
 from alignkit.evaluation import perturb
-from alignkit.evaluation.perturb import DESTROYS, KEEPS, LOWERS, Perturbation, Swap
+from alignkit.evaluation.perturb import KEEPS, Perturbation, Swap
 from alignkit.intervals import Estimate, as_percent, cluster_bootstrap, generator
 
 FEWEST = 8  # changed texts: with fewer, a share says nothing
@@ -68,14 +69,12 @@ class Effect:
     moved: Estimate
 
     def as_dict(self, exam: Examination) -> dict:
-        mean = float(np.nanmean(self.shift)) if np.isfinite(self.shift).any() else None
-        known = np.isfinite(self.gold_shift).any()
         return {
             "family": self.entry.family,
             "meaning": self.entry.meaning,
             "texts": len(self.rows),
-            "shift_sd": None if mean is None else round(float(exam.in_sd(mean)), 4),
-            "gold_shift_sd": round(float(self.gold_shift.mean() / exam.gold_unit), 4) if known else None,
+            "shift_sd": rounded(exam.in_sd(np.nanmean(self.shift)), 4),
+            "gold_shift_sd": rounded(self.gold_shift.mean() / exam.gold_unit, 4),
             "raised_undeserved": self.raised,
             "lowered_where_damaged": self.lowered,
             "moved_where_the_same": self.moved,
@@ -100,11 +99,10 @@ def try_on(exam: Examination, entry: Perturbation) -> Effect:
     gold = exam.material.gold(exam.material.texts(asked)[0], after)
     if gold is None:
         gold_shift = np.full(len(rows), np.nan)
-        deserved = np.full(len(rows), {KEEPS: 0, LOWERS: -1, DESTROYS: -1}[entry.meaning])
+        deserved = np.full(len(rows), 0 if entry.meaning == KEEPS else -1)
     else:
-        gold_shift = gold - exam.gold[rows]
-        deserved = np.where(np.abs(gold_shift) < WORSE * exam.gold_unit, 0, np.sign(gold_shift))
-        deserved = np.where((deserved == 0) & (gold_shift > 1e-9), 1, deserved)  # any gain in gold excuses a gain
+        gold_shift = gold - exam.gold[rows]  # any gain in gold excuses a gain
+        deserved = (gold_shift > 1e-9).astype(int) - (gold_shift <= -WORSE * exam.gold_unit)
     ok = np.isfinite(shift)
 
     def share(hits: np.ndarray, among: np.ndarray, name: str) -> Estimate:
@@ -140,8 +138,10 @@ def _before_and_after(exam: Examination, rows, asked, after: list[str]) -> tuple
     return scores, old
 
 
-def check_family(exam: Examination, family: str, effects: list[Effect]) -> Iterator[Finding | dict]:
+def check_family(exam: Examination, family: str, entries: list[Perturbation]) -> Iterator[Finding | dict]:
     """All perturbations of one family; at most one finding of each fault, that of the worst of them."""
+    effects = [try_on(exam, entry) for entry in entries]
+    exam.effects += effects
     yield {effect.entry.name: effect.as_dict(exam) for effect in effects}
     gaining = [e for e in effects if e.raised["n"] >= FEWEST and _gains(e)]
     if gaining:
@@ -190,12 +190,8 @@ def _finding(
     likewise = f" (likewise: {', '.join(others)})" if others else ""
     i = int(np.argmax(np.where(np.isfinite(worst.shift), how_bad, -np.inf)))
     row = worst.rows[i]
-    gold = None if exam.gold is None else exam.gold[row]
-    example = exam.example(
-        exam.material.prompts[row], exam.material.completions[row], worst.after[i],
-        score_before=exam.scores[row], score_after=worst.scores[i], gold_before=gold,
-        gold_after=None if gold is None else gold + worst.gold_shift[i],
-    )  # fmt: skip
+    gold = None if exam.gold is None else exam.gold[row] + worst.gold_shift[i]
+    example = exam.example(row, worst.after[i], worst.scores[i], gold)
     return Finding(f"{entry.family.replace(' ', '_')}.{fault}", severity,
                    f"'{entry.name}' ({entry.about}) {text}{likewise}.", action, share, example)  # fmt: skip
 
@@ -210,11 +206,8 @@ SUSPECTS = ("helpful", "accurate", "important", "safe", "because", "therefore", 
 
 def candidate_words(exam: Examination) -> list[str]:
     """Usual suspects, strings in the reward's own code, and the material's most frequent words."""
-    counts: dict[str, int] = {}
-    for text in exam.material.completions:
-        for word in set(text.lower().split()):
-            if word.isalpha() and len(word) > 3:
-                counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for text in exam.material.completions for word in set(text.lower().split())
+                     if word.isalpha() and len(word) > 3)  # fmt: skip
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[: round(FREQUENT * exam.share)]
     own = [word for word in exam.reward.words if word.strip(" .,!?")]
     return list(dict.fromkeys([*own, *SUSPECTS, *frequent]))
@@ -223,21 +216,17 @@ def candidate_words(exam: Examination) -> list[str]:
 def check_words(exam: Examination) -> Iterator[Finding | dict]:
     """Does one word at the end raise the score by more than another word there does (and more than gold's)?"""
     rows = exam.perturbed_rows
-    rows = rows[np.isfinite(exam.scores[rows])]
-    rows = rows[np.linspace(0, len(rows) - 1, min(WORD_ROWS, len(rows))).round().astype(int)] if len(rows) else rows
+    rows = spread(rows[np.isfinite(exam.scores[rows])], WORD_ROWS)
     words = candidate_words(exam)
-    if not len(rows) or len(words) < 3:
+    if not len(rows):
         return
     prompts, before = exam.material.texts(rows)
-    shifts, deserved, texts = [], [], []
-    for word in words:
-        after = perturb.with_word(word)(prompts, before, exam.seed)
-        texts.append(after)
-        shifts.append(exam.ask(rows, after) - exam.scores[rows])
-        gold = exam.material.gold(prompts, after)
-        deserved.append(np.zeros(len(rows)) if gold is None else (gold - exam.gold[rows]) / exam.gold_unit)
-    shift, gold_shift = np.stack(shifts), np.stack(deserved)
-    excess = exam.in_sd(shift - np.nanmedian(shift, axis=0)) - (gold_shift - np.median(gold_shift, axis=0))
+    texts = [perturb.with_word(word)(prompts, before, exam.seed) for word in words]
+    shift = np.stack([exam.ask(rows, after) - exam.scores[rows] for after in texts])
+    excess = exam.in_sd(shift - np.nanmedian(shift, axis=0))
+    if exam.gold is not None:
+        deserved = np.stack([exam.material.gold(prompts, after) - exam.gold[rows] for after in texts]) / exam.gold_unit
+        excess -= deserved - np.median(deserved, axis=0)
     mean = np.nanmean(excess, axis=1)
     order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), kind="stable")
     best = {words[i]: round(float(mean[i]), 4) for i in order[:10] if np.isfinite(mean[i])}
@@ -252,7 +241,7 @@ def check_words(exam: Examination) -> Iterator[Finding | dict]:
         return
     i, share = strong[0]
     names = ", ".join(repr(words[j]) for j, _ in strong[:8])
-    row = int(np.nanargmax(excess[i]))
+    worst = int(np.nanargmax(excess[i]))
     yield Finding(
         "words.single",
         SERIOUS if mean[i] > f.KEYWORD_STRONG or not exam.unit else WARN,
@@ -260,6 +249,5 @@ def check_words(exam: Examination) -> Iterator[Finding | dict]:
         f"{'sd' if exam.unit else 'points'} beyond what any word at the end does, in {as_percent(share)} of texts.",
         GAINS["keyword"],
         share,
-        exam.example(prompts[row], before[row], texts[i][row], score_before=exam.scores[rows[row]],
-                     score_after=exam.scores[rows[row]] + shift[i][row]),
+        exam.example(rows[worst], texts[i][worst], exam.scores[rows[worst]] + shift[i][worst]),
     )  # fmt: skip
