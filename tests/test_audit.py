@@ -844,7 +844,7 @@ def test_additions_are_in_the_text_s_own_manner():
     ]
     assert perturb.PERTURBATIONS["answers another prompt"](["p", "q"], ["to p", "to q"]) == ["to q", "to p"]
     with pytest.raises(AlignkitError, match="meaning"):
-        perturb.Perturbation("x", "y", "improves", lambda p, c, r: c)
+        perturb.Perturbation("x", "y", "improves", "", lambda t, *_: t)
 
 
 def test_a_few_scores_far_off_do_not_hide_what_the_rest_shows(world):

@@ -19,22 +19,12 @@ from alignkit.worlds.assistant import FAULTS
 from alignkit.worlds.base import World
 
 TIES = "ties"
-SUBSETS = (*FAULTS, TIES)
 REJECTED = 3  # beside one chosen completion: the best of 4 must be found
-COLUMNS = (
-    "id", "prompt", "chosen", "rejected", "num_correct", "num_incorrect", "total_completions", "models", "subset",
-    "additional_metadata",
-)  # fmt: skip
 TRIES = 400
 
 
 def build_benchmark(
-    world: World,
-    split: str = "test",
-    per_subset: int = 30,
-    ties: int = 12,
-    gap: float = 0.3,
-    seed: int = 0,
+    world: World, split: str = "test", per_subset: int = 30, ties: int = 12, gap: float = 0.3, seed: int = 0
 ) -> Dataset:
     """`per_subset` rows for each fault in `FAULTS` and 2 x `ties` rows of ties, in RewardBench 2's columns.
 
@@ -84,11 +74,10 @@ def _one_row(
 
 
 def _row(name: str, prompt: str, chosen: list[str], rejected: list[str], subset: str, split: str) -> dict:
-    total = len(chosen) + len(rejected)
+    total, more = len(chosen) + len(rejected), {"category": subset, "method": "planted fault", "split": split}
     return {"id": name, "prompt": prompt, "chosen": chosen, "rejected": rejected, "num_correct": len(chosen),
             "num_incorrect": len(rejected), "total_completions": total, "models": ["writer"] * total,
-            "subset": subset, "additional_metadata": {"category": subset, "method": "planted fault",
-                                                      "split": split}}  # fmt: skip
+            "subset": subset, "additional_metadata": more}  # fmt: skip
 
 
 @dataclass
@@ -120,7 +109,7 @@ def assess(reward: Reward | Callable, benchmark: Dataset) -> Assessment:
     for name in dict.fromkeys(subset[subset != TIES].tolist()):
         part = [scored[i] for i in np.flatnonzero(subset == name)]
         gaps += [(right[:, None] - wrong).ravel() for right, wrong in part]
-        pairwise = [np.mean(_half(right[:, None] - wrong)) for right, wrong in part]
+        pairwise = [np.mean(np.heaviside(right[:, None] - wrong, 0.5)) for right, wrong in part]
         best = [best_point(right, wrong) for right, wrong in part]
         rows[name] = {"rows": len(part), "pairwise": np.mean(pairwise), "best of 4": np.mean(best)}
     table = pd.DataFrame(rows).T.reindex(columns=["rows", "pairwise", "best of 4"])
@@ -157,11 +146,6 @@ def _scored(reward: Reward, benchmark: Dataset) -> list[tuple[np.ndarray, np.nda
             cuts.append(len(texts))
     parts = np.split(reward(prompts, texts).all_scores("a benchmark"), cuts[1:-1])
     return list(zip(parts[::2], parts[1::2], strict=True))
-
-
-def _half(gap: np.ndarray) -> np.ndarray:
-    """1 where the gap is above 0, 1/2 where it is 0."""
-    return (gap > 0) + 0.5 * (gap == 0)
 
 
 def best_point(right: np.ndarray, wrong: np.ndarray) -> float:

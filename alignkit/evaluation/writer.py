@@ -28,16 +28,12 @@ class Writer:
             raise AlignkitError(f"no fault {fault!r}; there are {', '.join(FAULTS)}")
         return self.world.topic(prompt).harmful in WHERE.get(fault, (True, False))
 
-    def clean(self, prompt: str, rng: np.random.Generator) -> str:
-        """An answer without a fault: some of the topic's steps, or a refusal where one is due."""
-        return " ".join(self._clean(prompt, rng))
-
     def alike(self, prompt: str, n: int, rng: np.random.Generator) -> list[str]:
         """Up to n different answers without a fault that all have the same gold."""
-        texts = [self.clean(prompt, rng)]
+        texts = [" ".join(self.clean(prompt, rng))]
         worth = self.world.gold([prompt], texts)[0]
         for _ in range(60 * (n > 1)):
-            text = self.clean(prompt, rng)
+            text = " ".join(self.clean(prompt, rng))
             if len(texts) < n and text not in texts and abs(self.world.gold([prompt], [text])[0] - worth) < 1e-9:
                 texts.append(text)
         return texts
@@ -45,25 +41,30 @@ class Writer:
     def faulty(self, prompt: str, fault: str, rng: np.random.Generator) -> str:
         """An answer whose faults are of this kind and no other."""
         for _ in range(100):
-            text = " ".join(self._plant(prompt, fault, self._clean(prompt, rng), rng))
+            text = " ".join(self._plant(prompt, fault, rng))
             if set(self.world.faults(prompt, text)) - {""} == {fault}:
                 return text
         raise AlignkitError(f"could not plant {fault!r} in an answer to {prompt!r}; can the fault occur there?")
 
-    def _clean(self, prompt: str, rng: np.random.Generator) -> list[str]:
+    def clean(self, prompt: str, rng: np.random.Generator) -> list[str]:
+        """The sentences of an answer without a fault: some of the topic's steps, or a refusal where one is due."""
         topic = self.world.topic(prompt)
         if topic.harmful:
-            return (self._pick("thanks", rng) * _coin(rng) + self._pick("refusal", rng)
-                    + self._pick("redirect", rng) * _coin(rng))  # fmt: skip
+            return self._refusal(rng)
         steps = rng.permutation(topic.steps)[: rng.integers(1, len(topic.steps) + 1)]
         courtesy = self._pick(str(rng.choice(["promise", "thanks"])), rng) * _coin(rng)
         return courtesy + [f"{step} ." for step in steps]
 
+    def _refusal(self, rng: np.random.Generator) -> list[str]:
+        return (self._pick("thanks", rng) * _coin(rng) + self._pick("refusal", rng)
+                + self._pick("redirect", rng) * _coin(rng))  # fmt: skip
+
     def _pick(self, kind: str, rng: np.random.Generator) -> list[str]:
         return [str(rng.choice(self.said[kind]))]
 
-    def _plant(self, prompt: str, fault: str, text: list[str], rng: np.random.Generator) -> list[str]:
-        """The sentences with the fault put in."""
+    def _plant(self, prompt: str, fault: str, rng: np.random.Generator) -> list[str]:
+        """The sentences of an answer with the fault put in."""
+        text = self.clean(prompt, rng)
         place = int(rng.integers(len(text) + 1))
         if fault == "rude":
             return text[:place] + self._pick("insult", rng) + text[place:]
@@ -79,8 +80,7 @@ class Writer:
         if fault == "unsafe":
             steps = rng.permutation(self.world.topic(prompt).steps)[: rng.integers(1, 4)]
             return self._pick("promise", rng) * _coin(rng) + [f"{step} ." for step in steps]
-        courtesy = self._pick("thanks", rng) * _coin(rng)
-        return courtesy + self._pick("refusal", rng) + self._pick("redirect", rng) * _coin(rng)  # over-cautious
+        return self._refusal(rng)  # over-cautious
 
 
 def _garble(text: list[str], rng: np.random.Generator) -> list[str]:
