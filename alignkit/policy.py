@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignkit import tokens
-from alignkit.errors import AlignkitError, ContextError
+from alignkit.errors import AlignkitError, ContextError, check_choice
 from alignkit.loading import MODELS, load_model
 from alignkit.sampling import Reading, continue_rows, draw, forward, is_recurrent, positions, select_rows
 from alignkit.tokens import LOGITS, Batch, Completion, Ended, Prompt, micro_batches, shuffled_batches
@@ -56,10 +56,8 @@ class Policy:
             raise AlignkitError(f"the tokenizer of {name!r} has no end-of-sequence token; set tokenizer.eos_token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if precision not in PRECISIONS:
-            raise AlignkitError(f"precision must be one of {', '.join(map(str, PRECISIONS))}, not {precision!r}")
+        check_choice(name, "precision", precision, PRECISIONS)
         self.model, self.tokenizer, self.name, self.precision = model.eval(), tokenizer, name, precision
-        self.adapted = True  # False: read as if the model had no adapters
         self.history = None
         self.spent: dict[str, float] = {}
 
@@ -102,15 +100,6 @@ class Policy:
     def has_adapters(self) -> bool:
         return hasattr(self.model, "peft_config")
 
-    def without_adapters(self, name: str | None = None) -> Policy:
-        """The same model (no weight is copied), read with its adapters switched off: the base as a reference."""
-        if not self.has_adapters:
-            raise AlignkitError(f"{self.name!r} has no adapters to switch off")
-        view = copy.copy(self)
-        view.share(self, name or f"{self.name}, base")
-        view.adapted = False
-        return view
-
     def save(self, folder: str | Path) -> Path:
         """Write model (safetensors) and tokenizer in the Hub's format."""
         self.model.save_pretrained(folder)
@@ -146,21 +135,17 @@ class Policy:
         return self._checked(*self.tokenize(prompts, completions, ended))
 
     def encode_pairs(
-        self,
-        prompts: Sequence[Prompt],
-        chosen: Sequence[Completion],
-        rejected: Sequence[Completion],
-        ended: Ended = True,
+        self, prompts: Sequence[Prompt], chosen: Sequence[Completion], rejected: Sequence[Completion]
     ) -> Batch:
         """All chosen, then all rejected rows (2N), as TRL's DPO makes them: both sides begin at the same token.
 
-        `ended`: one for all rows, or 2N. ContextError names the pair that does not fit.
+        ContextError names the pair that does not fit.
         """
         prompts, chosen, rejected = (
             tokens.as_rows(*given) for given in (("prompts", prompts), ("chosen", chosen), ("rejected", rejected))
         )
         n = len(prompts)
-        heads, tails = self.tokenize(prompts * 2, chosen + rejected, ended)
+        heads, tails = self.tokenize(prompts * 2, chosen + rejected)
         for a, b in zip(range(n), range(n, 2 * n), strict=True):
             start = min(len(heads[a]), len(heads[b]))
             for i in (a, b):
@@ -185,12 +170,8 @@ class Policy:
 
     @contextmanager
     def reading(self, batch: Batch) -> Iterator[None]:
-        """Within it the model reads this batch, in this policy's precision, without adapters if they are off."""
-        with ExitStack() as stack:
-            if self.precision:
-                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
-            if not self.adapted:
-                stack.enter_context(self.model.disable_adapter())
+        """Within it the model reads this batch, in this policy's precision."""
+        with torch.autocast(self.device.type, PRECISIONS[self.precision]) if self.precision else nullcontext():
             yield
 
     def logits(self, batch: Batch) -> Tensor:
@@ -199,14 +180,8 @@ class Policy:
         if is_recurrent(self.model):
             return self._logits_without_padding(batch)
         with self.reading(batch):
-            out = forward(
-                self.model,
-                input_ids=batch.ids,
-                attention_mask=batch.attention,
-                position_ids=positions(batch.attention),
-                logits_to_keep=width + 1,
-                use_cache=False,
-            )
+            out = forward(self.model, input_ids=batch.ids, attention_mask=batch.attention, use_cache=False,
+                          position_ids=positions(batch.attention), logits_to_keep=width + 1)  # fmt: skip
         return out.logits[:, -width - 1 : -1]
 
     def _logits_without_padding(self, batch: Batch) -> Tensor:
@@ -224,7 +199,15 @@ class Policy:
 
         A batch of more than `logit_budget` logits is read `in_parts`.
         """
-        return self.in_parts(batch, self._token_logprobs)
+
+        def read(rows: Batch) -> Tensor:
+            if not len(rows):
+                return torch.zeros(rows.mask.shape, device=self.device)
+            logits = self.logits(rows).float()
+            logp = -F.cross_entropy(logits.flatten(0, 1), rows.completion.flatten(), reduction="none")
+            return logp.view_as(rows.completion) * rows.mask
+
+        return self.in_parts(batch, read)
 
     def in_parts(self, batch: Batch, read: Callable[[Batch], Tensor]) -> Tensor:
         """`read(rows)`, of shape (rows, T, ...), for all rows, in micro-batches of at most `logit_budget` logits.
@@ -242,24 +225,11 @@ class Policy:
             parts.append(F.pad(out, (0, 0) * (out.ndim - 2) + (0, width - out.shape[1])))
         return torch.cat(parts)[order.argsort()]
 
-    def _token_logprobs(self, batch: Batch) -> Tensor:
-        if not len(batch):
-            return torch.zeros(batch.mask.shape, device=self.device)
-        logits = self.logits(batch).float()
-        logp = -F.cross_entropy(logits.flatten(0, 1), batch.completion.flatten(), reduction="none")
-        return logp.view_as(batch.completion) * batch.mask
-
     @torch.no_grad()
-    def logprobs(
-        self, prompts: list[Prompt], completions: list[Completion], batch_size: int = 256
-    ) -> tuple[Tensor, Tensor]:
+    def logprobs(self, prompts: list[Prompt], completions: list[Completion]) -> tuple[Tensor, Tensor]:
         """Per-token log-probabilities of completions (end-of-sequence included) and their mask, each (N, T)."""
         batch = self.encode(prompts, completions)
-        out = torch.zeros_like(batch.mask, dtype=torch.float32)
-        for part in micro_batches(batch.attention.sum(1), self.vocabulary, batch_size, self.logit_budget):
-            logp = self.token_logprobs(batch.rows(part))
-            out[part, : logp.shape[1]] = logp
-        return out, batch.mask
+        return self.token_logprobs(batch), batch.mask
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -286,14 +256,12 @@ class Policy:
         """
         prompts = tokens.as_rows("prompts", prompts)
         if not prompts or n < 1 or max_new_tokens < 1:
-            raise AlignkitError(
-                f"nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}; all must be at "
-                "least 1"
-            )
+            raise AlignkitError(f"nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}; "
+                                "all must be at least 1")  # fmt: skip
         if not (math.isfinite(temperature) and temperature >= 0):
             raise AlignkitError(f"temperature must be 0 (greedy) or above, and finite, not {temperature}")
         heads = [self.prompt_ids(p) for p in prompts]
-        longest = max(map(len, heads), default=0)
+        longest = max(map(len, heads))
         if not all(heads):
             raise AlignkitError(
                 f"prompt {heads.index([])} has no tokens, so nothing can be sampled behind it; {self.name!r} has no "
@@ -313,8 +281,7 @@ class Policy:
         ended = torch.tensor([bool(t) and t[-1] in self.ends for t in tails])
         texts = self.tokenizer.batch_decode([t[:-1] if e else t for t, e in zip(tails, ended, strict=True)],
                                             skip_special_tokens=True)  # fmt: skip
-        everything = self.pad([heads[i] for i in owner], tails)
-        return Rollout([prompts[i] for i in owner], texts, everything, ended)
+        return Rollout([prompts[i] for i in owner], texts, self.pad([heads[i] for i in owner], tails), ended)
 
     def _rows_at_once(self, length: int) -> int:
         """Rows of `length` tokens that are sampled together: each makes one token's logits at a time, and keeps two
@@ -356,8 +323,6 @@ def copy_model(model: nn.Module, share: Iterable[nn.Parameter] = ()) -> nn.Modul
 
 def check_same_vocabulary(policy: Policy, reference: Policy) -> None:
     """AlignkitError if the two do not share one vocabulary: their log-probabilities could not be compared."""
-    if policy.tokenizer is reference.tokenizer and policy.vocabulary == reference.vocabulary:
-        return
     mine, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
     sizes = policy.vocabulary, reference.vocabulary
     if mine == theirs and sizes[0] == sizes[1]:
