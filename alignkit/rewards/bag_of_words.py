@@ -25,7 +25,6 @@ from alignkit.taxonomy import RewardCard
 
 WORD = r"(?u)\b\w+(?:'\w+)*\b"
 FOLDS, FEWEST = 5, 2  # of answers in which a word must occur
-LENGTH = "(length: log of words)"
 
 
 class BagOfWords(Reward):
@@ -58,26 +57,18 @@ class BagOfWords(Reward):
 
     def at_equal_length(self) -> BagOfWords:
         """The same reward with the weight of the length set to zero: what it would say were both sides equally long.
-
-        (Length-controlled AlpacaEval does so with its regression: 2404.04475.)
-        """
-        weights = self.weights.copy()
-        weights[-1] = 0.0
-        other = BagOfWords(self.words, weights, self.temperature)
+        (Length-controlled AlpacaEval does so with its regression: 2404.04475.)"""
+        other = BagOfWords(self.words, np.append(self.weights[:-1], 0.0), self.temperature)
         other.card = replace(self.card, name=f"{self.card.name}, length out")
         return other
 
-    def coefficients(self, most: int | None = None) -> pd.DataFrame:
-        """What the reward weighs, log-odds for one unit of each feature, from the most punished to the most rewarded.
-
-        `most`: only so many at either end. Words of the data show here; mind who reads them.
-        """
-        names = [*self.words.get_feature_names_out(), LENGTH]
+    def coefficients(self, most: int = 10) -> pd.DataFrame:
+        """What the reward weighs, log-odds for one unit of each feature: so many of the most punished, then so many of
+        the most rewarded. Words of the data show here; mind who reads them."""
+        names = [*self.words.get_feature_names_out(), "(length: log of words)"]
         table = pd.DataFrame({"term": names, "weight": self.weights / self.temperature})
-        table = table.sort_values("weight", kind="stable", ignore_index=True)
-        if most is None or 2 * most >= len(table):
-            return table
-        return pd.concat([table.head(most), table.tail(most)], ignore_index=True)
+        table, place = table.sort_values("weight", kind="stable"), np.arange(len(table))
+        return table[(place < most) | (place >= len(table) - most)].reset_index(drop=True)
 
 
 def _plain(text: str) -> str:

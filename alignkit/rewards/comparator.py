@@ -111,7 +111,7 @@ class Comparator(PairReward, RewardModel):
         return [f"{a} {eos} {b} {eos}".strip() for a, b in zip(first, second, strict=True)]
 
     def outputs(self, batch: Batch) -> Tensor:
-        """Readout of the first and of the second completion, shape (N, 2); differentiable."""
+        """Readout of the first and of the second completion, shape (N, 2)."""
         ends = (batch.completion == self.backbone.tokenizer.eos_token_id) & (batch.mask == 1)
         after = ends.cumsum(1) - ends.long()  # how many texts ended before this token
         sides = torch.stack([(after == k) & (batch.mask == 1) for k in (0, 1)], dim=-1)

@@ -20,7 +20,13 @@ from alignkit.rewards.model import RewardModel, read_each, read_rows
 from alignkit.rewards.texts import sentence_ends, step_tokens
 
 UNITS = ("step", "segment", "response")
-AGGREGATES = ("product", "min", "last", "mean", "sum")
+AGGREGATES = {  # of the steps so far
+    "product": np.cumprod,
+    "min": np.minimum.accumulate,
+    "last": lambda p: p,
+    "mean": lambda p: np.cumsum(p) / np.arange(1, len(p) + 1),
+    "sum": lambda p: np.cumsum(2 * p - 1),
+}
 
 
 def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
@@ -31,14 +37,7 @@ def aggregate_steps(values: np.ndarray, how: str = "product") -> np.ndarray:
     pays +1 or -1 a segment).
     """
     check_choice("aggregate_steps", "aggregate", how, AGGREGATES)
-    values = np.asarray(values, dtype=np.float64)
-    if how == "product":
-        return np.cumprod(values)
-    if how == "min":
-        return np.minimum.accumulate(values) if len(values) else values
-    if how == "mean":
-        return np.cumsum(values) / np.arange(1, len(values) + 1)
-    return np.cumsum(2 * values - 1) if how == "sum" else values
+    return AGGREGATES[how](np.asarray(values, dtype=np.float64))
 
 
 class ProcessReward(RewardModel):

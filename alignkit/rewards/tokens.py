@@ -15,9 +15,6 @@ from alignkit.rewards.model import RewardModel, read_each
 from alignkit.taxonomy import RewardCard
 from alignkit.tokens import Batch
 
-CREDIT = ("response", "token")
-LENGTH = ("sum", "mean")
-
 
 def by_token(
     reader: Policy | RewardModel, values_of: Callable[[Batch], Tensor], prompts: list, completions: list[str],
@@ -80,8 +77,8 @@ class ImplicitReward(Reward):
         length: str = "sum",
     ):  # fmt: skip
         check_positive("ImplicitReward", beta=beta)
-        check_choice("ImplicitReward", "granularity", granularity, CREDIT)
-        check_choice("ImplicitReward", "length", length, LENGTH)
+        check_choice("ImplicitReward", "granularity", granularity, ("response", "token"))
+        check_choice("ImplicitReward", "length", length, ("sum", "mean"))
         if reference is not None:
             check_same_vocabulary(policy, reference)
         self.policy, self.reference, self.beta, self.length = policy, reference, beta, length
