@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from alignkit import evaluation, optimize, rewards
 from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
-from alignkit.rewards.texts import before_sentence, sentences, without_sentences
+from alignkit.rewards.texts import sentences, without_sentences
 
 QUICK = {"seed": 0, "progress": False}
 
@@ -202,7 +202,6 @@ def test_sentences_are_the_worlds(world, patient):
     for text in [*patient.rollout(world.prompts("seen")[:20], 2, seed=3).completions, "", "cut off in the"]:
         assert sentences(text) == world.segments(text)
     text = "of course . boil water . do not"
-    assert before_sentence(text, 1) == "" and before_sentence(text, 3) == "of course . boil water ."
     assert without_sentences(text, [1, 3]) == "boil water ."
 
 

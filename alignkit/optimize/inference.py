@@ -14,7 +14,7 @@ from scipy.special import logsumexp, xlogy
 from alignkit.errors import AlignkitError, check_at_least, check_choice, check_positive
 from alignkit.policy import Policy, Rollout, draw
 from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
-from alignkit.rewards.texts import before_sentence, plain_prompts, read_faults, without_sentences
+from alignkit.rewards.texts import plain_prompts, read_faults, sentences, without_sentences
 
 
 def best_of_n(
@@ -72,7 +72,8 @@ def revise(
             texts = [without_sentences(text, places) or text for text, places in zip(texts, faulty, strict=True)]
         else:
             for i in np.flatnonzero(said.scores > best):
-                best[i], kept[i] = said.scores[i], before_sentence(texts[i], faulty[i][0]) if faulty[i] else ""
+                best[i] = said.scores[i]
+                kept[i] = " ".join(sentences(texts[i])[: faulty[i][0] - 1]) if faulty[i] else ""
         for mine, text in zip(versions, texts, strict=True):
             mine.append(text)
     return versions

@@ -70,14 +70,13 @@ class PersonalReward(RewardModel):
         else:
             guess = np.eye(kinds)[np.arange(len(names)) if told_kinds else [0] * len(names)]
         owner = torch.tensor(who)
-        told = torch.zeros(len(pairs), kinds)  # log-likelihood of each label under each head, when last seen
+        told = torch.full((len(pairs), kinds), torch.nan)  # log-likelihood of each label under each head, as last seen
         posterior = torch.tensor(guess).float()[owner]
-        seen = torch.zeros(len(pairs), dtype=torch.bool)
 
         def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
             by_head = F.logsigmoid(chosen - rejected)
-            told[index], seen[index] = by_head.detach().float().cpu(), True
-            if seen.all() and not told_kinds:  # until every label was read once, the first guess stands
+            told[index] = by_head.detach().float().cpu()
+            if not (told_kinds or told.isnan().any()):  # until every label was read once, the first guess stands
                 sums = torch.zeros(len(names), kinds).index_add_(0, owner, told)
                 q = torch.softmax(sums + torch.tensor(reward.shares).float().log(), 1)
                 reward.shares = q.mean(0).double().numpy()

@@ -43,8 +43,8 @@ class BradleyTerry(RewardModel):
         margins, right = torch.tensor(np.stack([margins, right]), device=reward.model.device).float()
 
         def loss(chosen: Tensor, rejected: Tensor, index: Tensor) -> Tensor:
-            as_told, turned = (bradley_terry_loss(better[:, 0], worse[:, 0], margins[index])
-                               for better, worse in ((chosen, rejected), (rejected, chosen)))  # fmt: skip
+            as_told = bradley_terry_loss(chosen[:, 0], rejected[:, 0], margins[index])
+            turned = bradley_terry_loss(rejected[:, 0], chosen[:, 0], margins[index])
             return right[index] * as_told + (1 - right[index]) * turned
 
         return reward.fit_pairs(pairs, loss, seed=seed, **options)

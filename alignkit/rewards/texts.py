@@ -75,11 +75,6 @@ def parses(verdict: str) -> bool:
     return "?" not in verdict
 
 
-def before_sentence(completion: str, place: int) -> str:
-    """What comes before the sentence with this number."""
-    return " ".join(sentences(completion)[: place - 1])
-
-
 def without_sentences(completion: str, places: Sequence[int]) -> str:
     """The completion without the sentences with these numbers."""
     return " ".join(text for place, text in enumerate(sentences(completion), 1) if place not in places)
