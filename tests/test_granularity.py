@@ -293,8 +293,8 @@ def test_a_saved_process_reward_scores_the_same(prm, answers, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "labels", "message"),
     [
-        (["1 + 1 + 0 = 0 2 .", "answer 2 ."], [True], "row 1: 2 steps but 1 labels"),
-        ([], [], "row 1: there is no step"),
+        (["1 + 1 + 0 = 0 2 .", "answer 2 ."], [True], r"row 1: 2 steps, labels \[1.0\]; give one"),
+        ([], [], "row 1: 'completions' must be a list of steps, at least one"),
         (["answer 2 .", " "], [True, True], "row 1: 'completions' must be a list of steps"),
         (["answer 2 ."], [1.5], "row 1: label 1.5"),
     ],

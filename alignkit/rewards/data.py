@@ -126,13 +126,10 @@ def check_steps(steps: Dataset) -> list[list[float]]:
     check_columns(steps, ["prompt", "completions", "labels"], "steps")
     check_texts(steps)
     for row, (texts, labels) in enumerate(zip(steps["completions"], steps["labels"], strict=True)):
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"row {row}: 'completions' must be a list of steps, each a text that is not empty")
-        if not texts:
-            raise DataError(f"row {row}: there is no step; drop that row")
+        if not (isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
+            raise DataError(f"row {row}: 'completions' must be a list of steps, at least one, none of them empty")
         if not isinstance(labels, list) or len(labels) != len(texts):
-            n = len(labels) if isinstance(labels, list) else 1
-            raise DataError(f"row {row}: {len(texts)} steps but {n} labels; give one label for each step")
+            raise DataError(f"row {row}: {len(texts)} steps, labels {labels!r:.60}; give one label for each step")
         for label in labels:
             if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
                 raise DataError(f"row {row}: label {label!r}; a label is true, false or a number from 0 to 1")
