@@ -240,7 +240,7 @@ def pooled(by_token: Tensor, mask: Tensor, pooling: str) -> Tensor:
 @torch.no_grad()
 def read_rows(batch: Batch, model, values_of: Callable[[Batch, Tensor], Iterable]) -> list:
     """For each row its value in `values_of(rows, index)`, which gets rows of similar length, what fits in memory."""
-    lengths, values = batch.attention.sum(1), [None] * len(batch)
+    lengths, values = batch.attention.sum(1).cpu(), [None] * len(batch)
     for some in lengths.argsort().split(AT_ONCE) if len(batch) else ():
         for part in in_parts(some, lengths, tokens_at_once(model, learning=False)):
             for row, value in zip(part.tolist(), values_of(batch.rows(part), part), strict=True):
