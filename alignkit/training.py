@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -30,16 +31,15 @@ RATES = {"sft": (1e-3, 2e-5), "preference": (3e-4, 1e-6), "reward": (1e-3, 1e-5)
 SMALL = 10_000_000  # weights
 EVERY = 10  # steps from one checkpoint to the next
 
-#: Loss of a part of a minibatch, and values of each of its rows to note: see `fit`.
+#: loss_of(part, batch), both indices of rows: what the rows of `part` add to the loss of their minibatch `batch`, and
+#: by name a value for each of them (or for all), of which the history notes the mean over the minibatch, NaN left out.
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor | float]]]
+Callback = Callable[[int, Any, dict], Any]
 
 
 def default_rate(model: nn.Module, kind: str) -> float:
-    """The learning rate for a model of this size and a `kind` of `RATES`.
-
-    What a model of 0.1 M weights needs ruins one of 100 M. From `SMALL` weights on it is that of TRL's trainers, and
-    ten times as much where most weights are frozen, as adapters want it (2405.09673).
-    """
+    """The learning rate for a model of this size and a `kind` of `RATES`: from `SMALL` weights on that of TRL's
+    trainers, and ten times as much where most weights are frozen, as adapters want it (2405.09673)."""
     small, real = RATES[kind]
     total = sum(p.numel() for p in model.parameters())
     if total < SMALL:
@@ -53,37 +53,23 @@ def linear_decay(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 
 def fit(
-    learner: Any,
-    loss_of: LossOf,
-    lengths: Tensor,
-    *,
-    name: str,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    schedule: Callable[[Optimizer, int], LRScheduler] = linear_decay,
-    extra: Iterable[Tensor] = (),
-    seed: int = 0,
-    progress: bool = True,
-    micro_batch_tokens: float | None = None,
-    sides: int = 1,
-    callback: Callable[[int, Any, dict], Any] | None = None,
+    learner: Any, loss_of: LossOf, lengths: Tensor, *, name: str, kind: str = "preference", epochs: float = 2,
+    batch_size: int = 32, learning_rate: float | None = None, weight_decay: float = 0.0,
+    schedule: Callable[[Optimizer, int], LRScheduler] = linear_decay, extra: Iterable[Tensor] = (), seed: int = 0,
+    progress: bool = True, micro_batch_tokens: float | None = None, sides: int = 1, callback: Callback | None = None,
     checkpoint: str | Path | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Minibatches, AdamW, gradient norm at most 1; changes and returns `learner` (whatever has a `model`), with a
     `history` (a DataFrame, one row a step) and what was `spent`. Weights that don't require gradients stay as they are.
 
-    `loss_of(part, batch)`, both indices of rows: what the rows of `part` add to the loss of their minibatch `batch`,
-    and by name a value for each of them (or for all); the history notes its mean over the minibatch, NaN left out.
-    `lengths` (N,): tokens of each row. `extra`: what is learned beside the model's weights.
-
-    `micro_batch_tokens`: parts have at most so many tokens, padding counted (default: `tokens_at_once`); the result is
-    the same up to rounding. `sides`: texts that belong to a row, each of them counted.
+    `lengths` (N,): tokens of each row. `learning_rate`: `default_rate` of this `kind`. `extra`: what is learned beside
+    the model's weights. `micro_batch_tokens`: parts have at most so many tokens, padding counted (`tokens_at_once`);
+    the result is the same up to rounding. `sides`: texts that belong to a row, each of them counted.
     `callback(step, learner, row)` gets each row of the history, to evaluate or to log; if it returns True, training
     ends. `checkpoint`: a file from which the same call goes on after an interruption, with the same result; it holds
     only what is trained. Another run is told by these settings, and by its first loss and gradient.
     """
+    learning_rate = default_rate(learner.model, kind) if learning_rate is None else learning_rate
     check_positive(name, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     learned = [p for p in [*learner.model.parameters(), *extra] if p.requires_grad]
     if not learned:
@@ -97,7 +83,7 @@ def fit(
     def backward(step: int) -> dict[str, float]:
         """Sets the gradients of a step; its row of the history."""
         optimizer.zero_grad()
-        total, notes = 0.0, []
+        total, notes = 0.0, defaultdict(list)
         for part in in_parts(order[step], lengths, budget):
             loss, noted = loss_of(part, order[step])
             if not torch.isfinite(loss):
@@ -107,9 +93,9 @@ def fit(
                 )
             loss.backward()
             total += loss.item()
-            values = {key: torch.as_tensor(value).detach().float() for key, value in noted.items()}
-            notes.append({key: value.expand(len(part)) for key, value in values.items()})
-        means = {key: torch.cat([part[key] for part in notes]).nanmean().item() for key in notes[0]}
+            for key, value in noted.items():
+                notes[key].append(torch.as_tensor(value).detach().float().expand(len(part)))
+        means = {key: torch.cat(values).nanmean().item() for key, values in notes.items()}
         norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
         return {"step": step, "loss": total, **means, "grad_norm": norm.item()}
 
@@ -123,7 +109,6 @@ def fit(
                 weight.data.copy_(value)
             optimizer.load_state_dict(state["optimizer"])
             rows, seconds, rates.last_epoch = state["rows"], state["seconds"], len(state["rows"])
-    stop = False
     for step in tqdm(range(len(rows), steps), desc=name, initial=len(rows), total=steps, disable=not progress,
                      leave=False):  # fmt: skip
         start = perf_counter()
@@ -133,8 +118,8 @@ def fit(
         seconds += perf_counter() - start
         stop = callback is not None and callback(step, learner, rows[-1]) is True
         if kept:
-            kept.save(step + 1, stop or step + 1 == steps, weights=[p.detach() for p in learned], rows=rows,
-                      optimizer=optimizer.state_dict(), seconds=seconds)  # fmt: skip
+            kept.save(step + 1, stop or step + 1 == steps, weights=learned, rows=rows, seconds=seconds,
+                      optimizer=optimizer.state_dict())  # fmt: skip
         if stop:
             break
     optimizer.zero_grad()  # a gradient is as large as the weights

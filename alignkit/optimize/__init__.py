@@ -15,7 +15,6 @@ from alignkit.optimize.decoding import (
     FunctionGuide,
     Guide,
     Guided,
-    ModelGuide,
     PrefixValue,
     blockwise,
     every_completion,

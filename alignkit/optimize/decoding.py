@@ -9,7 +9,7 @@ is learned from rollouts (`PrefixValue`) or, where all completions can be writte
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,16 +39,9 @@ class PrefixValue(RewardModel):
 
     @classmethod
     def fit(
-        cls,
-        policy: Policy,
-        prompts: list | Dataset,
-        reward: Reward | Callable,
-        n: int = 8,
-        pooling: str = "mean",
-        seed: int = 0,
-        max_new_tokens: int = 48,
-        **options,
-    ) -> PrefixValue:
+        cls, policy: Policy, prompts: list | Dataset, reward: Reward | Callable, n: int = 8, pooling: str = "mean",
+        seed: int = 0, max_new_tokens: int = 48, **options,
+    ) -> PrefixValue:  # fmt: skip
         """Roll out n answers to each prompt, score them, and fit; further options as in `RewardModel.train`."""
         said, judgement = judged_samples("PrefixValue", policy, prompts, reward, n, seed, max_new_tokens=max_new_tokens)
         scores, batch = judgement.all_scores("PrefixValue"), said.batch
@@ -120,19 +113,12 @@ def exact_values(
 
 
 class Guide:
-    """Scores what could come next. One writing at a time: `start`, then for each token `scores` and `keep`."""
+    """Scores what could come next, one writing at a time. Subclasses define three methods:
 
-    def start(self, prompts: list[Prompt]) -> None:
-        """Begin N answers, one to each prompt."""
-        raise NotImplementedError
-
-    def scores(self, candidates: Tensor) -> Tensor:
-        """The score of each answer so far with each candidate token added: (N, k) token ids to (N, k) numbers."""
-        raise NotImplementedError
-
-    def keep(self, rows: Tensor, tokens: Tensor) -> None:
-        """Go on with these rows, each with the candidate that was chosen for it; both of shape (rows,)."""
-        raise NotImplementedError
+    `start(prompts)`: begin N answers, one to each prompt. `scores(candidates)`: of each answer so far with each
+    candidate token added, (N, k) token ids to (N, k) numbers. `keep(rows, tokens)`: go on with these rows, each with
+    the candidate that was chosen for it, both of shape (rows,).
+    """
 
 
 class FunctionGuide(Guide):
@@ -180,8 +166,7 @@ class ModelGuide(Guide):
         n, k = candidates.shape
         new = self.last.shape[1]
         tokens = torch.cat([self.last, candidates], 1)
-        place = self.read.sum(1, keepdim=True)
-        place = torch.cat([place.expand(n, new), (place + new).expand(n, k)], 1)
+        place = self.read.sum(1, keepdim=True) + torch.tensor([0] * new + [new] * k, device=tokens.device)
         among = torch.eye(new + k, dtype=torch.bool, device=tokens.device)
         among[:, :new] = True  # the token written last is seen by all
         sees = torch.cat([self.read[:, None, :].expand(n, new + k, -1), among.expand(n, -1, -1)], 2)[:, None]
@@ -192,9 +177,8 @@ class ModelGuide(Guide):
         self.cache.crop(-k)
         self.read = F.pad(self.read, (0, new), value=True)
         self.candidates, self.here = candidates, self.model.head(hidden)[:, new:, 0].float()
-        if self.model.pooling == "last":
-            return self.here.double()
-        return ((self.total[:, None] + self.here) / (self.length + 1)).double()
+        mean = (self.total[:, None] + self.here) / (self.length + 1)
+        return (self.here if self.model.pooling == "last" else mean).double()
 
     def keep(self, rows: Tensor, tokens: Tensor) -> None:
         chosen = self.candidates[rows] == tokens[:, None]
@@ -223,11 +207,10 @@ class Guided(Policy):
         self.share(policy, name or f"{policy.name} + guide")
         check_at_least("Guided", 0, weight=weight)
         check_at_least("Guided", 1, top_k=top_k)
-        self.policy, self.weight, self.top_k = policy, weight, top_k
-        self.spent = {"policy_tokens": 0, "guide_tokens": 0}
+        self.policy, self.weight, self.top_k, self.spent = policy, weight, top_k, Counter()
         self.guide = guide if isinstance(guide, Guide) else ModelGuide(guide)
-        known = getattr(getattr(self.guide, "model", None), "backbone", None)
-        if known is not None and known.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        read_by = self.guide.model.backbone if isinstance(self.guide, ModelGuide) else policy
+        if read_by.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise AlignkitError(f"the guide's tokenizer is not that of {policy.name!r}, so their tokens differ; fit "
                                 "the guide with this policy as its backbone")  # fmt: skip
 
@@ -248,14 +231,12 @@ class Guided(Policy):
             self.guide.scores(first[:, None] + token)
             self.guide.keep(first, first + token)
         ids = torch.tensor([[*self.prompt_ids(prompt), *written]], device=self.device)
-        candidates, tilted, _ = self._tilt(self.model(input_ids=ids).logits[:, -1], 1.0)
-        out = torch.full((self.vocabulary,), -torch.inf, dtype=torch.float64, device=self.device)
-        return out.scatter(0, candidates[0], torch.log_softmax(tilted[0], -1))
+        tilted, _ = self._tilt(self.model(input_ids=ids).logits[:, -1], 1.0)
+        return torch.log_softmax(tilted[0], -1)
 
     def rollout(self, prompts: list[Prompt], n: int = 1, *args, **options) -> GuidedRollout:
         """As `Policy.rollout`, with the KL from the plain policy."""
-        self._asked, self._kl = list(prompts), []
-        self.spent = {"policy_tokens": 0, "guide_tokens": 0}
+        self._asked, self._kl, self.spent = list(prompts), [], Counter()
         plain = super().rollout(prompts, n, *args, **options)
         return GuidedRollout(**vars(plain), kl=torch.cat(self._kl))
 
@@ -268,10 +249,9 @@ class Guided(Policy):
         with self.reading(batch):
             read = Reading(self.model, batch.ids, batch.attention)
             for t in range(noise.shape[1]):
-                candidates, tilted, added = self._tilt(read.logits, temperature)
+                tilted, added = self._tilt(read.logits, temperature)
                 kl[alive.cpu()] += added.cpu()
-                choice = draw(tilted, noise[alive, t], temperature)
-                token = candidates.gather(1, choice[:, None]).squeeze(1)
+                token = draw(tilted, noise[alive, t], temperature)
                 for row, chosen in zip(alive.tolist(), token.tolist(), strict=True):
                     tails[row].append(chosen)
                 keep = (~torch.isin(token, torch.tensor(self.ends, device=self.device))).nonzero().squeeze(1)
@@ -283,18 +263,18 @@ class Guided(Policy):
         self._kl.append(kl)
         return tails
 
-    def _tilt(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The top_k tokens in the order of their ids, their tilted logits, and the KL of the next token (nats)."""
+    def _tilt(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The tilted logits, -inf but for the top_k tokens, and the KL of the next token (nats)."""
         plain = torch.log_softmax(logits.double(), -1)
         candidates = plain.topk(min(self.top_k, plain.shape[1])).indices.sort(-1).values
         considered = plain.gather(1, candidates)
         tilted = considered + self.weight * self.guide.scores(candidates)
-        self.spent["policy_tokens"] += len(logits)
-        self.spent["guide_tokens"] += candidates.numel()
+        self.spent.update(policy_tokens=len(logits), guide_tokens=candidates.numel())
+        whole = torch.full_like(plain, -torch.inf).scatter(1, candidates, tilted)
         if temperature == 0:
-            return candidates, tilted, -considered.gather(1, tilted.argmax(-1, keepdim=True)).squeeze(1)
+            return whole, -considered.gather(1, tilted.argmax(-1, keepdim=True)).squeeze(1)
         guided = torch.log_softmax(tilted / temperature, -1)
-        return candidates, tilted, (guided.exp() * (guided - considered)).sum(-1)
+        return whole, (guided.exp() * (guided - considered)).sum(-1)
 
 
 @torch.no_grad()
@@ -306,9 +286,7 @@ def blockwise(
     until it ends (2310.17022, section 3.2). One block of max_new_tokens is best-of-n by the value's score.
     """
     check_at_least("blockwise", 1, n=n, block=block, max_new_tokens=max_new_tokens)
-    prompts, _ = columns_of(prompts)
-    if not isinstance(value, RewardModel):
-        ModelGuide(value)  # says what is wanted
+    value, (prompts, _) = ModelGuide(value).model, columns_of(prompts)
     written: list[list[int]] = [[] for _ in prompts]
     heads, going = [policy.prompt_ids(prompt) for prompt in prompts], list(range(len(prompts)))
     asked = [value.backbone.prompt_ids(prompt) for prompt in prompts]

@@ -112,8 +112,8 @@ def train_on_fresh(
         return loss_of(treated, reference, said, repeated(theirs, group_size))
 
     lengths = torch.tensor([len(treated.prompt_ids(p)) for p in asked]).repeat(-(-rows // len(asked)))[:rows]
-    train(treated, loss, lengths, 1, prompts_per_step, learning_rate, prompts=asked[:16], seed=seed,
-          micro_batch_tokens=float("inf"), **options)  # fmt: skip
+    train(treated, loss, lengths, epochs=1, batch_size=prompts_per_step, learning_rate=learning_rate, prompts=asked,
+          seed=seed, micro_batch_tokens=float("inf"), **options)  # fmt: skip
     sampled = rows * group_size
     treated.spent |= {"completions_sampled": sampled, "forward_rows": 2 * sampled, "backward_rows": sampled}
     return treated

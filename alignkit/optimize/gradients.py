@@ -27,12 +27,11 @@ def reward_gradient(
     scores = torch.from_numpy(judgement.all_scores("reward_gradient")).float()
     advantage = leave_one_out(scores.view(-1, n)).flatten().to(policy.device)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
-    total = [torch.zeros_like(p) for p in weights]
+    total = 0
     for rows in torch.arange(len(advantage)).split(batch_size):
         gain = (policy.token_logprobs(said.batch.rows(rows)).sum(1) * advantage[rows]).sum() / len(advantage)
-        for sum_, part in zip(total, torch.autograd.grad(gain, weights), strict=True):
-            sum_ += part
-    return torch.cat([part.flatten() for part in total])
+        total = total + torch.cat([part.flatten() for part in torch.autograd.grad(gain, weights)])
+    return total
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -48,10 +47,9 @@ def unshrunk_cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     [-1, 1]; NaN if an estimate does not even agree with its own repetition.
     """
     (a, a2), (b, b2) = ([g.double() for g in pair] for pair in (first, second))
-    own = float(a @ a2) * float(b @ b2)
     if not (a @ a2 > 0 and b @ b2 > 0):
         return float("nan")
-    return float((a @ b2 + a2 @ b + a @ b + a2 @ b2) / 4) / own**0.5
+    return float((a @ b2 + a2 @ b + a @ b + a2 @ b2) / 4 / ((a @ a2) * (b @ b2)).sqrt())
 
 
 def project_conflicts(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -58,8 +58,8 @@ def revise(
     prompts, versions = plain_prompts(prompts), [[] for _ in prompts]
     best, kept = np.full(len(prompts), -np.inf), [""] * len(prompts)
     for round_ in range(n):
-        room = [len(policy.prompt_ids(f"{p} {k}")) + max_new_tokens <= policy.context
-                for p, k in zip(prompts, kept, strict=True)]  # fmt: skip
+        lengths = [len(policy.prompt_ids(f"{p} {k}")) for p, k in zip(prompts, kept, strict=True)]
+        room = [length + max_new_tokens <= policy.context for length in lengths]
         start = [k if fits else "" for k, fits in zip(kept, room, strict=True)]
         asked = [f"{p} {s}".strip() for p, s in zip(prompts, start, strict=True)]
         ends = policy.rollout(asked, 1, seed=seed + 7919 * round_, max_new_tokens=max_new_tokens).completions
@@ -135,37 +135,29 @@ def ratio_kl(ratio: np.ndarray, probability: np.ndarray | None = None) -> np.nda
 
 @dataclass
 class Accepted:
-    """What rejection sampling brought: for each prompt the accepted completion, or None where all tries were rejected,
-    and how many tries it took."""
+    """For each prompt the accepted completion, or None where all tries were rejected, and how many it took."""
 
     completions: list[str | None]
     tries: np.ndarray
 
 
 def sample_optimum(
-    policy: Policy,
-    prompts: list | Dataset,
-    reward: Reward | Callable,
-    beta: float,
-    bound: float,
-    most: int = 256,
-    at_once: int = 16,
-    seed: int = 0,
-    **options,
-) -> Accepted:
+    policy: Policy, prompts: list | Dataset, reward: Reward | Callable, beta: float, bound: float, most: int = 256,
+    seed: int = 0, **options,
+) -> Accepted:  # fmt: skip
     """Samples of the optimum pi_ref * exp(r / beta) / Z: accept a sample with probability exp((r - bound) / beta).
 
     Exact, and without training or the normalizer Z, if no reward exceeds `bound` (AlignkitError if one does); the price
-    is 1 / acceptance_rate samples for each answer, and at most `most` are tried, `at_once` at a time. Statistical
-    rejection sampling (2309.06657) puts the largest reward seen in the place of the bound.
+    is 1 / acceptance_rate samples for each answer, and at most `most` are tried, 16 at a time. Statistical rejection
+    sampling (2309.06657) puts the largest reward seen in the place of the bound.
     """
-    check_positive("sample_optimum", beta=beta, most=most, at_once=at_once)
+    check_positive("sample_optimum", beta=beta, most=most)
     scorer, uniform = as_reward(reward), np.random.default_rng([seed, 7])
     asked, columns = columns_of(prompts)
     found: list[str | None] = [None] * len(asked)
     tries, open_ = np.zeros(len(asked), dtype=int), np.arange(len(asked))
-    for round_ in range(-(-most // at_once)):
-        n = min(at_once, most - round_ * at_once)
+    for round_, left in enumerate(range(most, 0, -16)):
+        n = min(16, left)
         rollout = policy.rollout([asked[i] for i in open_], n, seed=seed + 7919 * round_, **options)
         theirs = {name: [values[i] for i in open_] for name, values in columns.items()}
         said = scorer(rollout.prompts, rollout.completions, **repeated(theirs, n))
@@ -209,14 +201,9 @@ def vote(answers: Sequence[str | None], weights: Sequence[float] | None = None) 
 
 
 def self_consistent(
-    policy: Policy,
-    prompts: list | Dataset,
-    answer_of: Callable[[str], str | None],
-    n: int,
-    reward: Reward | Callable | None = None,
-    seed: int = 0,
-    **options,
-) -> list[str | None]:
+    policy: Policy, prompts: list | Dataset, answer_of: Callable[[str], str | None], n: int,
+    reward: Reward | Callable | None = None, seed: int = 0, **options,
+) -> list[str | None]:  # fmt: skip
     """For each prompt the answer that n samples vote for; `answer_of` reads it off a completion (None: not there).
 
     With `reward`, whose scores must not be negative, the votes are weighted. AlignkitError if no sample of any prompt

@@ -23,13 +23,11 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k3") -> Tensor:
 
 
 def clipped_surrogate(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float, clip_high: float | None = None
+    logp: Tensor, old: Tensor, advantage: Tensor, clip: float, clip_high: float | None = None
 ) -> Tensor:
-    """min(rho A, clip(rho, 1 - clip, 1 + clip_high) A), rho = pi / pi_old: what PPO maximizes, elementwise.
-
-    (1707.06347, eq. 7; a `clip_high` of its own: DAPO 2503.14476, eq. 10)
-    """
-    ratio = torch.exp(logp - old_logp)
+    """min(rho A, clip(rho, 1 - clip, 1 + clip_high) A), rho = pi / pi_old: what PPO maximizes, elementwise (1707.06347,
+    eq. 7; a `clip_high` of its own: DAPO 2503.14476, eq. 10)."""
+    ratio = torch.exp(logp - old)
     high = clip if clip_high is None else clip_high
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + high) * advantage)
 
@@ -49,18 +47,9 @@ def log_ratio(logp: Tensor, old: Tensor, mask: Tensor, level: str = "token") -> 
 
 
 def policy_loss(
-    logp: Tensor,
-    old: Tensor,
-    ref: Tensor,
-    mask: Tensor,
-    advantage: Tensor,
-    divisor: Tensor | float,
-    ratio: str = "token",
-    clip: float = 0.2,
-    clip_high: float | None = None,
-    beta: float = 0.0,
-    estimator: str = "k3",
-) -> Tensor:
+    logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor, divisor: Tensor | float,
+    ratio: str = "token", clip: float = 0.2, clip_high: float | None = None, beta: float = 0.0, estimator: str = "k3",
+) -> Tensor:  # fmt: skip
     """-sum_t (clipped surrogate - beta * KL estimate) / divisor for each completion, shape (n,).
 
     All other tensors have shape (n, T). What the methods' names stand for is `divisor`, of the sum over tokens: the
@@ -75,13 +64,12 @@ def policy_loss(
 
 
 def regression_loss(logp: Tensor, ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """The variance of beta log pi/ref - r within groups, (prompts, group_size) each; one number a prompt (after REBEL,
-    Gao et al. 2024).
+    """The variance of beta log pi/ref - r within groups, (prompts, k) each; one number a prompt (after REBEL, Gao et
+    al. 2024).
 
     Half the mean squared error of beta (difference of log-ratios) against (difference of rewards) over all k^2 ordered
-    pairs of a group of k, each completion's with itself included; over pairs of two it would be k / (k - 1) times as
-    much. It is 0 exactly where pi is pi_ref exp(r / beta) / Z. On fresh samples its gradient is that of RLOO with the
-    KL in the reward, times 2 beta (k - 1) / k.
+    pairs of a group; over pairs of two different it would be k / (k - 1) times as much. It is 0 exactly where pi is
+    pi_ref exp(r / beta) / Z. On fresh samples its gradient is RLOO's, the KL in the reward, times 2 beta (k - 1) / k.
     """
     if logp.ndim != 2 or logp.shape[1] < 2:
         raise AlignkitError(f"regression_loss needs groups of at least 2 completions, got shape {tuple(logp.shape)}")
@@ -124,11 +112,8 @@ def robust_dpo_loss(
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """(m - 1 / (2 beta))^2: the margin has a goal and stops there (IPO 2310.12036, eq. 17; beta is its tau).
-
-    On sums, as in the paper's equation. Its published results, and TRL, divide each side by its length first: hand in
-    means for that.
-    """
+    """(m - 1 / (2 beta))^2: the margin has a goal and stops there (IPO 2310.12036, eq. 17; beta is its tau). On sums,
+    as in that equation; the paper's results, and TRL, divide each side by its length first: hand in means for that."""
     return (margin_of(chosen, rejected, ref_chosen, ref_rejected) - 1 / (2 * beta)) ** 2
 
 
@@ -138,10 +123,10 @@ def hinge_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejecte
 
 
 def slic_hf_loss(chosen: Tensor, rejected: Tensor, delta: float) -> Tensor:
-    """max(0, delta - log pi(chosen) + log pi(rejected)); SLiC-HF 2305.10425.
+    """max(0, delta - log pi(chosen) + log pi(rejected)); SLiC-HF 2305.10425, TRL's hinge loss in its CPO trainer.
 
-    To be added: `nll_loss`. The paper's regularizer is the likelihood of a target of the supervised data, summed over
-    tokens; here it is the chosen side's, a mean over tokens. TRL has it as the hinge loss of its CPO trainer.
+    To be added: `nll_loss`, of the chosen side and a mean over tokens; the paper's is of a target of the supervised
+    data, and a sum.
     """
     check_positive("slic_hf", delta=delta)
     return F.relu(1 - (chosen - rejected) / delta) * delta
@@ -151,11 +136,8 @@ def length_regularized_dpo_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float,
     chosen_length: Tensor, rejected_length: Tensor, alpha: float,
 ) -> Tensor:  # fmt: skip
-    """-log sigmoid(beta m + alpha (|chosen| - |rejected|)), lengths in tokens (R-DPO 2403.19159).
-
-    DPO for the objective with the reward r - alpha |y|: its optimum has r = beta log pi / ref + alpha |y| + constant,
-    so what length explains of a preference is not learned again.
-    """
+    """-log sigmoid(beta m + alpha (|chosen| - |rejected|)), lengths in tokens (R-DPO 2403.19159): DPO for the reward
+    r - alpha |y|, so that what length explains of a preference is not learned again."""
     margin = beta * margin_of(chosen, rejected, ref_chosen, ref_rejected)
     return -F.logsigmoid(margin + alpha * (chosen_length - rejected_length))
 
@@ -167,11 +149,8 @@ def simpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, beta: float, gamma: f
 
 
 def cpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta (log pi(chosen) - log pi(rejected))): DPO with a uniform reference (CPO 2401.08417, eq. 3).
-
-    To be added: `nll_loss`, which is a sum over tokens in the paper and a mean here, as in TRL: at 20 tokens a
-    twentieth of its weight.
-    """
+    """-log sigmoid(beta (log pi(chosen) - log pi(rejected))): DPO with a uniform reference (CPO 2401.08417, eq. 3). To
+    be added: `nll_loss`, a mean over tokens as in TRL, and a sum in the paper (of 20 tokens: 20 times its weight)."""
     return -F.logsigmoid(beta * (chosen - rejected))
 
 
@@ -188,9 +167,7 @@ def orpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, weight: float = 1.0) -
 
 def nll_loss(chosen: Tensor, length: Tensor) -> Tensor:
     """Minus the log-probability, whose mean over rows is the mean over all tokens: the supervised part of a loss.
-
-    `length`: tokens of each completion of the whole minibatch.
-    """
+    `length`: tokens of each completion of the whole minibatch."""
     return -chosen / length.float().mean()
 
 
@@ -245,31 +222,23 @@ def mdpo_loss(
 
 
 def sppo_loss(log_ratio: Tensor, win_rate: Tensor, eta: float) -> Tensor:
-    """(log pi / pi_t - eta (win rate - 1/2))^2 for a completion that beats the policy's others at `win_rate`.
-
-    (SPPO 2405.00675, eq. 4.7; the paper's log Z is taken to be eta / 2, its value for even odds. TRL's `sppo_hard` is
-    the sum over both sides of a pair, with beta = 1 / eta and win rates of 1 for the chosen and 0 for the rejected.)
-    """
+    """(log pi / pi_t - eta (win rate - 1/2))^2 for a completion that beats the policy's others at `win_rate` (SPPO
+    2405.00675, eq. 4.7; the paper's log Z is taken to be eta / 2, its value for even odds). TRL's `sppo_hard` is the
+    sum over both sides of a pair, with beta = 1 / eta and win rates of 1 for the chosen and 0 for the rejected."""
     return (log_ratio - eta * (win_rate - 0.5)) ** 2
 
 
 def kto_loss(log_ratio: Tensor, desirable: Tensor, kl: Tensor | float, beta: float, weights=(1.0, 1.0)) -> Tensor:
-    """w_d (1 - sigmoid(beta (r - z))) for desirable completions, w_u (1 - sigmoid(beta (z - r))) for the others.
-
-    r = log pi / ref, z = `kl` >= 0, the policy's KL as a reference point without gradient, `weights` = (w_d, w_u);
-    KTO 2402.01306.
-    """
+    """w_d (1 - sigmoid(beta (r - z))) for desirable completions, w_u (1 - sigmoid(beta (z - r))) for the others;
+    r = log pi / ref, z = `kl` >= 0, the policy's KL without gradient; `weights`: (w_d, w_u) (KTO 2402.01306)."""
     sign = torch.where(desirable, 1.0, -1.0).to(log_ratio.dtype)
     weight = torch.where(desirable, float(weights[0]), float(weights[1])).to(log_ratio.dtype)
     return weight * (1 - torch.sigmoid(beta * sign * (log_ratio - kl)))
 
 
 def rrhf_loss(means: Tensor) -> Tensor:
-    """sum over i better than j of max(0, p_j - p_i), p the mean token log-probability (RRHF 2304.05302).
-
-    `means`: shape (N, K), best first. To be added: `nll_loss` of the best, a sum over tokens in the paper and a mean
-    here.
-    """
+    """sum over i better than j of max(0, p_j - p_i), p the mean token log-probability (RRHF 2304.05302); (N, K)
+    `means`, best first. To be added: `nll_loss` of the best, a sum over tokens in the paper and a mean here."""
     gaps = means[:, None, :] - means[:, :, None]  # [n, i, j] = p_j - p_i
     return F.relu(gaps).triu(1).sum((1, 2))
 

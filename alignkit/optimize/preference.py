@@ -52,22 +52,16 @@ def sft(policy: Policy, data: Dataset | Batch, epochs: float = 1, **options) -> 
     def loss_of(part: Tensor, minibatch: Tensor) -> tuple[Tensor, dict]:
         return -treated.token_logprobs(batch.rows(part)).sum() / tokens[minibatch].sum(), {}
 
-    return train(treated, loss_of, batch.attention.sum(1), epochs, kind="sft", **options)
+    return train(treated, loss_of, batch.attention.sum(1), epochs=epochs, kind="sft", **options)
 
 
 # --- pairs
 
 
 def from_pairs(
-    policy: Policy,
-    pairs: Dataset | Batch,
-    loss: Callable[..., Tensor],
-    name: str,
-    reference: Policy | None = None,
-    nll: float = 0.0,
-    extra: Mapping[str, Tensor | Batch] | None = None,
-    **options,
-) -> Policy:
+    policy: Policy, pairs: Dataset | Batch, loss: Callable[..., Tensor], name: str, reference: Policy | None = None,
+    nll: float = 0.0, extra: Mapping[str, Tensor | Batch] | None = None, **options,
+) -> Policy:  # fmt: skip
     """Minimize the mean of `loss` over `prompt/chosen/rejected`; returns a new policy.
 
     The loss gets by name what its arguments ask for. Of shape (n,) are `chosen` and `rejected`, log pi of whole
@@ -167,14 +161,9 @@ orpo = on_pairs(losses.orpo_loss, weight=0.1, nll=1.0)  # likelihood and odds ra
 
 
 def kto(
-    policy: Policy,
-    data: Dataset,
-    beta: float = 0.2,
-    weights: tuple[float, float] = (1.0, 1.0),
-    reference: Policy | None = None,
-    seed: int = 0,
-    **options,
-) -> Policy:
+    policy: Policy, data: Dataset, beta: float = 0.2, weights: tuple[float, float] = (1.0, 1.0),
+    reference: Policy | None = None, seed: int = 0, **options,
+) -> Policy:  # fmt: skip
     """Kahneman-Tversky optimization on `prompt/completion/label` (TRL's unpaired preferences); returns a new policy.
 
     `weights`: of desirable and of undesirable rows; the authors advise weights that about balance the counts. The

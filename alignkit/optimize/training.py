@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,40 +11,24 @@ from torch import Tensor
 from alignkit.errors import AlignkitError
 from alignkit.policy import Policy
 from alignkit.tokens import Batch
-from alignkit.training import SMALL, LossOf, default_rate, fit
-
-Callback = Callable[[int, Policy, dict], object]
+from alignkit.training import SMALL, Callback, LossOf, fit
 
 
 def train(
-    treated: Policy,
-    loss_of: LossOf,
-    lengths: Tensor,
-    epochs: float = 2,
-    batch_size: int = 32,
-    learning_rate: float | None = None,
-    kind: str = "preference",
-    prompts: Sequence | None = None,
-    callback: Callback | None = None,
-    sides: int = 1,
-    beside: int = 0,
-    reference_rows: int = 0,
-    **options,
-) -> Policy:
-    """`alignkit.training.fit` with a linear decay of the learning rate; changes and returns `treated`, whose dropout
-    stays off (as in TRL's DPO), so that policy and reference agree before the first update.
+    treated: Policy, loss_of: LossOf, lengths: Tensor, prompts: Sequence | None = None,
+    callback: Callback | None = None, sides: int = 1, beside: int = 0, reference_rows: int = 0, **options,
+) -> Policy:  # fmt: skip
+    """`alignkit.training.fit` of a policy; changes and returns `treated`, whose dropout stays off (as in TRL's DPO), so
+    that policy and reference agree before the first update. Options: epochs, batch_size, learning_rate, seed, progress,
+    micro_batch_tokens, checkpoint.
 
-    `learning_rate` None: `default_rate` of this `kind`. Training of a real model (of `SMALL` weights or more) is
-    watched by `language_watch` on its `prompts`. Options: seed, progress, micro_batch_tokens, checkpoint.
-
-    `spent` counts completions that were read: `backward_rows`, `sides` for each row of the data, and `forward_rows`,
-    these and those read `beside` them without a gradient, and the `reference_rows` that the reference has read before.
+    Training of a real model (of `SMALL` weights or more) is watched by `language_watch` on its `prompts`. `spent`
+    counts completions that were read: `backward_rows`, `sides` for each row of the data, and `forward_rows`, these and
+    those read `beside` them without a gradient, and the `reference_rows` that the reference has read before.
     """
-    rate = default_rate(treated.model, kind) if learning_rate is None else learning_rate
     if prompts is not None and sum(p.numel() for p in treated.model.parameters()) >= SMALL:
         callback = language_watch(treated, prompts, callback)
-    fit(treated, loss_of, lengths, name=treated.name, epochs=epochs, batch_size=batch_size, learning_rate=rate,
-        sides=sides, callback=callback, **options)  # fmt: skip
+    fit(treated, loss_of, lengths, name=treated.name, sides=sides, callback=callback, **options)
     read = treated.spent["rows_read"]
     treated.spent |= {"forward_rows": (sides + beside) * read + reference_rows, "backward_rows": sides * read}
     return treated

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from alignkit.errors import AlignkitError, check_at_least, needs
 from alignkit.policy import Policy, check_same_vocabulary, copy_model
 
 
-def with_lora(
-    policy: Policy, rank: int = 8, alpha: int = 16, targets: str | list[str] = "all-linear", **options
-) -> Policy:
+def with_lora(policy: Policy, rank: int = 8, targets: str | list[str] = "all-linear", **options) -> Policy:
     """The same policy with frozen weights and fresh adapters (2106.09685), which every method here then trains alone.
 
     The adapters start at zero: the policy speaks as before and is its own reference. `targets`: names of the layers
-    that get one, such as ["q_proj", "v_proj"]; `options` go to `peft.LoraConfig`. The frozen weights are those of
-    `policy`, held once for it and for all copies. `save` writes the adapters only; `load_policy` reads them, to be used
-    or trained on, as long as the base model is where it was; `merged` makes plain weights of them. Needs the package
-    peft: pip install 'alignkit[lora]'.
+    that get one, such as ["q_proj", "v_proj"]; `options`, such as lora_alpha=16, go to `peft.LoraConfig`. The frozen
+    weights are those of `policy`, held once for it and for all copies. `save` writes the adapters only; `load_policy`
+    reads them, to be used or trained on, as long as the base model is where it was; `merged` makes plain weights of
+    them. Needs the package peft: pip install 'alignkit[lora]'.
     """
     with needs("lora"):
         import peft
     check_at_least("with_lora", 1, rank=rank)
     if policy.has_adapters:
-        raise AlignkitError(
-            f"with_lora: {policy.name!r} has adapters already; train them on as they are, or give merged(policy)"
-        )
-    settings = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "lora_dropout": 0.0, **options}
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+        raise AlignkitError(f"with_lora: {policy.name!r} has adapters already; train them as they are, or merge them")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=targets, **{"lora_alpha": 16, **options})
     base = copy_model(policy.model, share=policy.model.parameters())
     base.requires_grad_(False)
     try:
@@ -62,16 +55,13 @@ def soup(policies: Sequence[Policy], weights: Sequence[float] | None = None, nam
     if len(weights) != len(policies) or not abs(sum(weights) - 1) < 1e-6:
         raise AlignkitError(f"soup: {len(policies)} policies need as many weights, summing to 1, not {weights}")
     states = [policy.model.state_dict() for policy in policies]
-    for policy, state in zip(policies, states, strict=True):
+    shapes = [{key: value.shape for key, value in state.items()} for state in states]
+    for policy, shape in zip(policies, shapes, strict=True):
         check_same_vocabulary(policy, policies[0])
-        shapes = ({key: tuple(value.shape) for key, value in s.items()} for s in (state, states[0]))
-        if len({tuple(sorted(s.items())) for s in shapes}) > 1:
+        if shape != shapes[0]:
             raise AlignkitError(f"soup: {policy.name!r} and {policies[0].name!r} are of different architectures")
     mixed = policies[0].copy(name)
-    shared = {p.data_ptr() for p in policies[0].model.parameters()}  # a frozen base, not to be written to
-    with torch.no_grad():
-        for key, value in mixed.model.state_dict().items():
-            if value.is_floating_point() and value.data_ptr() not in shared:
-                terms = (w * state[key].double() for w, state in zip(weights, states, strict=True))
-                value.copy_(sum(terms))
+    for key, value in mixed.model.state_dict().items():
+        if value.is_floating_point() and value.data_ptr() != states[0][key].data_ptr():  # no frozen base, shared
+            value.copy_(sum(w * state[key].double() for w, state in zip(weights, states, strict=True)))
     return mixed
