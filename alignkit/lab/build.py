@@ -199,7 +199,7 @@ def build_patient(world: str, seed: int, steps: int | None = None, progress: boo
 def _build_author_reader(seed: int, steps: int, progress: bool) -> Policy:
     options = dict(LONG)
     room = options.pop("context")
-    policy = reader(load_policy("assistant", patient=seed), ["be", *authors.WORDS], context=room, seed=seed)
+    policy = reader(load_policy("assistant", patient=seed), ["be", *authors.TRAIT_OF], context=room, seed=seed)
     policy.name = f"authors {seed}"
     texts = authors.sequences(worlds.load("assistant"), SEQUENCES, seed, words=room - 2)
     pretrain(policy, [(steps, [("", text) for text in texts])], seed, progress, **options)
