@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 from alignkit import claims, files
 from alignkit.claims import fingerprint, statistics
@@ -207,6 +208,20 @@ def test_one_more_seed_lies_where_it_was_predicted():
     low, high = statistics.prediction("population", runs)
     assert -1 < low < 0.4 < 0.8 < high < 1
     assert statistics.prediction("seeded", [1.0]) == statistics.prediction("identity", [0.0, 0.0]) == (None, None)
+
+
+def test_power_is_the_share_of_replications_that_decide():
+    values, rng = np.array([0.02, 0.11, 0.07, 0.16, 0.04]), np.random.default_rng(0)
+    for rule in ({"above": 0.03}, {"below": 0.12}, {"within": [0.0, 0.14]}, {"above": 0.13}, {"within": [0.1, 0.2]}):
+        rule = statistics.Rule.parse(rule, "seeded", "test")
+        new = rng.normal(values.mean(), values.std(ddof=1), size=(2000, 10))
+        share = np.mean([statistics.verdict(rule, mean_estimate(run)) != "open" for run in new])
+        assert statistics.power("seeded", rule, values, 10) == pytest.approx(share, abs=0.03)
+    above = statistics.Rule.parse({"above": 0.03}, "seeded", "test")
+    effect = (values.mean() - 0.03) / values.std(ddof=1)
+    textbook = TTestPower().power(effect, nobs=10, alpha=0.025, alternative="larger")
+    assert statistics.power("seeded", above, values, 10) == pytest.approx(textbook, abs=2e-3)
+    assert statistics.power("seeded", above, [0.5, 0.5], 10) is statistics.power("seeded", above, [0.5], 10) is None
 
 
 def test_population_is_rank_correlation_over_whole_seeds():

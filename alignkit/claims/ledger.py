@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PROFILES = ("smoke", "standard", "thorough")
 EVIDENCE_PROFILE = "thorough"
+PLANNED_SEEDS = 10  # for which the power is told
 EVIDENCE_SEEDS = range(1, 100)  # 0 is shown, 100 and above are for tuning
 SHOWN_PROFILE, SHOWN_SEED = "standard", 0  # what the committed notebooks are executed with
 RESULTS = DATA / "results"
@@ -203,7 +204,8 @@ def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path]
 
     `mean` is the mean over seeds for seeded claims and demonstrations, Spearman's correlation for population
     claims, and the largest error for identities. `shown` is the committed notebook's own value, `pi_low` and `pi_high`
-    where one more seed's value lies with 95 % probability. `stale` is False or a list of reasons;
+    where one more seed's value lies with 95 % probability, `power` the probability that `PLANNED_SEEDS` new seeds
+    decide the claim if the recorded mean and spread are the true ones. `stale` is False or a list of reasons;
     `paths` says where notebooks are (by stem) that are not among the project's.
     """
     registered: dict[str, list[Claim]] = {}
@@ -244,6 +246,7 @@ def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]
         "ci_high": None,
         "pi_low": None,
         "pi_high": None,
+        "power": None,
         "p_value": None,
         "verdict": "unmeasured",
         "survives_holm": False,
@@ -256,6 +259,7 @@ def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]
         found = statistics.estimate(claim.kind, values)
         row |= {"mean": found.value, "ci_low": found.low, "ci_high": found.high}
         row["pi_low"], row["pi_high"] = statistics.prediction(claim.kind, values)
+        row["power"] = statistics.power(claim.kind, claim.rule, values, PLANNED_SEEDS)
         row["verdict"] = statistics.verdict(claim.rule, found)
         row["p_value"] = statistics.p_value(claim.rule, found) if claim.is_finding else None
     return row

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from alignkit.errors import AlignkitError
-from alignkit.intervals import Estimate, fisher, mean_estimate, rank_correlation, spearman
+from alignkit.intervals import Estimate, fisher, mean_estimate, rank_correlation, spearman, t_half_width
 
 KINDS = ("identity", "demonstration", "seeded", "population")
 FINDINGS = ("seeded", "population")
@@ -141,3 +142,28 @@ def prediction(kind: str, values: Sequence) -> tuple[float, float] | tuple[None,
     half = (found.high - found.value) * math.sqrt(found.n + 1)
     ends = found.value - half, found.value + half
     return tuple(map(math.tanh, ends)) if kind == "population" else ends
+
+
+def power(kind: str, rule: Rule, values: Sequence, seeds: int) -> float | None:
+    """The probability that so many new seeds decide the claim (reproduce or contradict it), if the true mean and
+    spread are those of these values (for correlations: of the runs' own, on Fisher's scale); None below two values or
+    without a spread.
+
+    Exact for Student's interval: that of mean +- t s / sqrt(seeds) lying inside or outside the rule, over the law of s.
+    """
+    if kind not in FINDINGS or len(values) < 2:
+        return None
+    numbers = np.array([one_run(kind, value) for value in values], dtype=float)
+    low, high = rule.low, rule.high
+    if kind == "population":
+        numbers, low, high = fisher(numbers), float(fisher(low)), float(fisher(high))
+    mean, sd = numbers.mean(), numbers.std(ddof=1)
+    if sd == 0:
+        return None
+    grid = (np.arange(2000) + 0.5) / 2000
+    error = sd / math.sqrt(seeds)
+    half = t_half_width(sd * np.sqrt(stats.chi2.ppf(grid, seeds - 1) / (seeds - 1)), seeds)
+    below, above = ((bound - mean) / error for bound in (low, high))
+    inside = stats.norm.cdf(above - half / error) - stats.norm.cdf(below + half / error)
+    outside = stats.norm.cdf(below - half / error) + stats.norm.sf(above + half / error)
+    return float((np.clip(inside, 0, None) + outside).mean())
