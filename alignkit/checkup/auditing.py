@@ -21,6 +21,7 @@ from alignkit.evaluation import perturb
 from alignkit.intervals import counted
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward
+from alignkit.rewards.texts import text_of
 from alignkit.worlds.base import World
 
 SCHEMA = 1  # of the JSON; raised when a field changes its meaning or goes away
@@ -119,7 +120,7 @@ def _told(incidents: list[Incident], texts: bool) -> list[Finding]:
         grave = kind in ("died", "memory", "garbled") or any(check in ORDINARY for check in checks)
         where = "" if kind == "import" else f" ({counted(rows, 'text')}; checks: {', '.join(checks)})"
         first = cases[0]
-        prompt, completion = cut(first.prompt, SHOWN), cut(first.completion, SHOWN)
+        prompt, completion = (cut(text_of(said, ""), SHOWN) for said in first.row[:2])  # the last message
         example = Example(prompt, completion, completion) if texts and (prompt or completion) else None
         id = f"{'load' if kind == 'import' else 'robustness'}.{kind}"
         out.append(Finding(id, SERIOUS if grave else WARN, f"{what}{where}: {first.message}", action, {"n": rows},

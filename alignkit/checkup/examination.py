@@ -165,8 +165,8 @@ class Examination:
         if len(self.scores):
             lost = np.flatnonzero(absent & ~self.left_out[rows])
             if len(lost):
-                where = self.material.prompts[rows[lost[0]]], texts[lost[0]]
-                self.reward.incidents.append(Incident("left_out", "None", self.reward.check, *where, len(lost)))
+                first = self.material.prompts[rows[lost[0]]], texts[lost[0]], {}
+                self.reward.note(Incident("left_out", "None"), first, len(lost))
         else:
             self.left_out = absent
         return np.array(found, dtype=float)

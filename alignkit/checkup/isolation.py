@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -29,7 +29,6 @@ from alignkit.checkup import serving
 from alignkit.errors import AlignkitError
 from alignkit.files import ROOT
 from alignkit.rewards.base import Reward
-from alignkit.rewards.texts import text_of
 
 CHUNK = 64  # rows a call at most: what a hang or a crash can cost
 CALL_SHARE = 0.25  # of the time limit is what one call may take before it counts as hanging
@@ -46,15 +45,15 @@ Row = tuple[str | list[dict], str | list[dict], dict[str, Any]]  # prompt, compl
 
 @dataclass(eq=False)
 class Incident(Exception):
-    """Something that must not happen; `kind` is a key of `auditing.TOLD`."""
+    """Something that must not happen, in so many rows, of which `row` is the first; `kind` is a key of `auditing.TOLD`,
+    `type` that of the error."""
 
     kind: str
     message: str
-    check: str = "load"
-    prompt: str = ""
-    completion: str = ""
-    rows: int = 1
     type: str = ""
+    check: str = "load"
+    row: Row = ("", "", {})
+    rows: int = 1
 
 
 class CantGoOn(Exception):
@@ -196,7 +195,7 @@ class IsolatedReward:
         if fault == "no such reward":
             raise serving.NoSuchReward(found[0])
         if fault:
-            raise Incident(fault, found[0], type=found[1])
+            raise Incident(fault, *found)
         return found
 
     def _line(self, limit: float) -> bytes:
@@ -252,18 +251,17 @@ class IsolatedReward:
             if one.kind == "raised" and splits and len(rows) > 1:  # which row is it?
                 half = len(rows) // 2
                 return self._scores(rows[:half], True) + self._scores(rows[half:], True)
-            self._note(one.kind, one.message, rows[0], len(rows), one.type)
+            self.note(one, rows[0], len(rows))
             return [math.nan] * len(rows)
         if changed:
-            self._note("changes_inputs", f"it changed {changed}", rows[0], len(rows))
+            self.note(Incident("changes_inputs", f"it changed {changed}"), rows[0], len(rows))
         bad = [i for i, score in enumerate(found) if score is not None and not abs(score) < LARGEST]  # NaN is not below
         if bad:
-            self._note("not_finite", f"{found[bad[0]]}", rows[bad[0]], len(bad))
+            self.note(Incident("not_finite", f"{found[bad[0]]}"), rows[bad[0]], len(bad))
         return [math.nan if i in bad else score for i, score in enumerate(found)]
 
-    def _note(self, kind: str, message: str, row: Row, n: int, type: str = "") -> None:
-        texts = text_of(row[0], "prompt"), text_of(row[1], "completion")
-        self.incidents.append(Incident(kind, message, self.check, *texts, n, type))
+    def note(self, incident: Incident, row: Row, n: int) -> None:
+        self.incidents.append(replace(incident, check=self.check, row=row, rows=n))
 
 
 def _read_hello(answer: dict) -> tuple[dict[str, str], str, list[str]]:
