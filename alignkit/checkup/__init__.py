@@ -9,22 +9,3 @@ with needs("checkup"):
     from alignkit.checkup.holdout import HeldOut, fitting, held_out, in_words, learning_curve, mend, split_by_prompt
     from alignkit.checkup.pairs import PairSet, read_pairs
     from alignkit.checkup.trials import Trial, trial
-
-__all__ = [
-    "Audit",
-    "Case",
-    "Diagnosis",
-    "HeldOut",
-    "PairSet",
-    "Trial",
-    "audit",
-    "diagnose",
-    "fitting",
-    "held_out",
-    "in_words",
-    "learning_curve",
-    "mend",
-    "read_pairs",
-    "split_by_prompt",
-    "trial",
-]

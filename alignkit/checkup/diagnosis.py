@@ -9,26 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from alignkit.checkup import figures
+from alignkit.checkup import figures, structure, surface
 from alignkit.checkup.advice import advise
 from alignkit.checkup.findings import Report, concluded
 from alignkit.checkup.labels import check_labels
 from alignkit.checkup.pairs import PairSet, read_pairs
-from alignkit.checkup.structure import (
-    PAIR,
-    check_consistency,
-    check_duplicates,
-    check_prompts,
-    check_sides,
-    check_turns,
-    independent_groups,
-    near_duplicates,
-)
-from alignkit.checkup.surface import check_format, check_length, check_position, check_words, count_words
 from alignkit.errors import DataError
 from alignkit.intervals import as_number, as_percent, counted
 
@@ -61,15 +49,15 @@ def diagnose(source: Any, limit: int | None = None, seed: int = 0, show_words: b
         raise DataError(f"seed is {seed}; it must be 0 or more.")
     pairs = source if isinstance(source, PairSet) else read_pairs(source, limit)
     # sorted by text, so that no number depends on the order of rows; `order` remembers it
-    frame = pairs.frame.assign(order=np.arange(len(pairs.frame))).sort_values([*PAIR, "order"]).reset_index(drop=True)
-    leaders = near_duplicates(frame, seed)
-    groups, grouped_by = independent_groups(frame, leaders)
-    counts = count_words(frame)
+    frame = pairs.frame.rename_axis("order").sort_values(structure.PAIR).reset_index()
+    leaders = structure.near_duplicates(frame, seed)
+    groups, grouped_by = structure.independent_groups(frame, leaders)
+    counts = surface.count_words(frame)
     parts = {
-        "prompts": check_prompts(frame),
-        "sides": check_sides(frame),
-        "duplicates": check_duplicates(frame, leaders),
-        "consistency": check_consistency(frame),
+        "prompts": structure.check_prompts(frame),
+        "sides": structure.check_sides(frame),
+        "duplicates": structure.check_duplicates(frame, leaders),
+        "consistency": structure.check_consistency(frame),
     }
     rows = {finding: frame[mask].sort_values("order")["row"].tolist()
             for _, masks in parts.values() for finding, mask in masks.items()}  # fmt: skip
@@ -90,13 +78,13 @@ def diagnose(source: Any, limit: int | None = None, seed: int = 0, show_words: b
             "reasons": [{"reason": reason, **_told(found)} for reason, found in pairs.rejected.items()],
             "damage": pairs.damage,
         },
-        "turns": check_turns(frame),
+        "turns": structure.check_turns(frame),
         **{name: part for name, (part, _) in parts.items()},
-        "length": check_length(frame, groups, seed),
-        "position": check_position(frame),
-        "format": check_format(frame, groups, seed),
+        "length": surface.check_length(frame, groups, seed),
+        "position": surface.check_position(frame),
+        "format": surface.check_format(frame, groups, seed),
         "labels": check_labels(frame, groups, grouped_by, seed),
-        "words": check_words(*counts) if counts else None,
+        "words": surface.check_words(*counts) if counts else None,
         "flagged": {name: _told(found) for name, found in rows.items()},
     }
     return Diagnosis({**report, **concluded(advise(report))}, rows, show_words)

@@ -54,12 +54,11 @@ def check_accuracy(exam: Examination) -> Iterator[Finding | dict]:
         yield Finding(f"accuracy.{name}", severity, f"The reward {what}: right on {as_percent(accuracy)} of {len(gap)} "
                       "pairs.", action, accuracy, example)  # fmt: skip
     if over > f.OVERCONFIDENT:
-        yield Finding(
-            "accuracy.overconfident", INFO,
-            f"Read as log-odds, gaps promise {100 * promised:.0f}% and keep {100 * right.mean():.0f}%.",
-            "If gaps are used as probabilities or margins, divide them by a fitted temperature "
-            "(rewards.fit_temperature); orders are not affected.", {"overconfidence": round(over, 4), "n": len(gap)},
-        )  # fmt: skip
+        yield Finding("accuracy.overconfident", INFO,
+                      f"Read as log-odds, gaps promise {100 * promised:.0f}% and keep {100 * right.mean():.0f}%.",
+                      "If gaps are used as probabilities or margins, divide them by a fitted temperature "
+                      "(rewards.fit_temperature); orders are not affected.",
+                      {"overconfidence": round(over, 4), "n": len(gap)})  # fmt: skip
 
 
 def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
@@ -83,33 +82,24 @@ def check_distribution(exam: Examination) -> Iterator[Finding | dict]:
         "farthest_in_robust_sd": rounded(farthest), "values": len(np.unique(scores)), "n": n,
     }  # fmt: skip
     if not exam.unit:
-        yield Finding(
-            "distribution.constant", SERIOUS, f"All {n} ordinary answers score {scores[0]:.4g}.",
-            "Nothing can be learned from a constant; check that the reward reads the completion, and in which form.",
-            {"n": n},
-        )  # fmt: skip
+        yield Finding("distribution.constant", SERIOUS, f"All {n} ordinary answers score {scores[0]:.4g}.",
+                      "Nothing can be learned from a constant; check that the reward reads the completion, and in "
+                      "which form.", {"n": n})  # fmt: skip
         return
     if (share["low"] or 0) > f.TIED:
-        yield Finding(
-            "distribution.tied", WARN, f"For {as_percent(share)} of prompts all answers score the same.",
-            "Group advantages (GRPO, RLOO) are zero there: sample more answers, drop such prompts, or grade finely.",
-            share,
-        )  # fmt: skip
+        yield Finding("distribution.tied", WARN, f"For {as_percent(share)} of prompts all answers score the same.",
+                      "Group advantages (GRPO, RLOO) are zero there: sample more answers, drop such prompts, or grade "
+                      "finely.", share)  # fmt: skip
     if part < f.LITTLE_WITHIN:
-        yield Finding(
-            "distribution.between", WARN,
-            f"Only {100 * part:.1f}% of the score's variance lies between answers to one prompt.",
-            "The rest is the prompt's, and teaches nothing: subtract each prompt's mean before normalizing a batch.",
-            {"share_within": round(part, 4), "n": n},
-        )  # fmt: skip
+        yield Finding("distribution.between", WARN,
+                      f"Only {100 * part:.1f}% of the score's variance lies between answers to one prompt.",
+                      "The rest is the prompt's, and teaches nothing: subtract each prompt's mean before normalizing a "
+                      "batch.", {"share_within": round(part, 4), "n": n})  # fmt: skip
     if farthest > f.OUTLIER:
         row = int(np.nanargmax(away))
-        yield Finding(
-            "distribution.outlier", WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
-            "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
-            {"robust_sd": round(farthest, 2), "n": n},
-            exam.example(row),
-        )  # fmt: skip
+        yield Finding("distribution.outlier", WARN, f"One answer scores {farthest:.0f} robust sd away from the median.",
+                      "Clip scores: one such answer decides the normalization, and the gradient, of its batch.",
+                      {"robust_sd": round(farthest, 2), "n": n}, exam.example(row))  # fmt: skip
 
 
 def _share(exam: Examination, hits: list[bool], name: str) -> Estimate:
@@ -125,16 +115,14 @@ def check_length_tie(exam: Examination) -> Iterator[Finding | dict]:
     yield {"correlation": tie, "gold_correlation": None if exam.gold is None else own}
     if tie["value"] is None or exam.material.group.max() < 7:
         return
-    excess = tie["value"] - own
     sure = min(abs(tie["low"] - own), abs(tie["high"] - own)) if clear_of(tie, own) else 0.0
     if sure > f.LENGTH_TIE:
         beside = "" if exam.gold is None else f" (gold's: {own:+.2f})"
-        yield Finding(
-            "length_tie.correlated", SERIOUS if sure > f.LENGTH_TIE_STRONG else WARN,
-            f"Among answers to one prompt {'longer' if excess > 0 else 'shorter'} ones score higher: rank correlation "
-            f"{tie['value']:+.2f} [{tie['low']:+.2f}, {tie['high']:+.2f}]{beside}.",
-            "Control for length: report accuracy on pairs of about equal length, and watch the length of outputs.", tie,
-        )  # fmt: skip
+        yield Finding("length_tie.correlated", SERIOUS if sure > f.LENGTH_TIE_STRONG else WARN,
+                      f"Among answers to one prompt {'longer' if tie['value'] > own else 'shorter'} ones score higher: "
+                      f"rank correlation {tie['value']:+.2f} [{tie['low']:+.2f}, {tie['high']:+.2f}]{beside}.",
+                      "Control for length: report accuracy on pairs of about equal length, and watch the length of "
+                      "outputs.", tie)  # fmt: skip
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, exam: Examination) -> Estimate:
@@ -172,17 +160,14 @@ def check_search(exam: Examination) -> Iterator[Finding | dict]:
     few, many = min(best), max(best)
     gain, words = best[many]
     if gain["high"] is not None and gain["high"] < 0:
-        yield Finding(
-            "search.harmful", SERIOUS, f"Choosing the best of {many} by this reward lowers gold: {words}.",
-            "Do not optimize it: it points away from what is wanted.", gain,
-        )  # fmt: skip
+        yield Finding("search.harmful", SERIOUS, f"Choosing the best of {many} by this reward lowers gold: {words}.",
+                      "Do not optimize it: it points away from what is wanted.", gain)  # fmt: skip
         return
     loss, words = told(gains[many] - gains[few], "over")
     if few != many and loss["high"] is not None and loss["high"] < -f.SEARCH_HURTS:
-        yield Finding(
-            "search.over_optimized", WARN, f"Gold falls as the search goes on: best of {many} has {words} against best "
-            f"of {few}.", f"Search no further than best of {few}, or bound the policy by a KL term.", loss,
-        )  # fmt: skip
+        yield Finding("search.over_optimized", WARN,
+                      f"Gold falls as the search goes on: best of {many} has {words} against best of {few}.",
+                      f"Search no further than best of {few}, or bound the policy by a KL term.", loss)  # fmt: skip
 
 
 def check_nonsense_wins(exam: Examination) -> Iterator[Finding | dict]:
@@ -213,11 +198,9 @@ def check_nonsense_wins(exam: Examination) -> Iterator[Finding | dict]:
     common = sorted(set(names), key=lambda name: (-names.count(name), name))[:4]
     _, best, score, effect, i = max(cases, key=lambda case: case[0])
     gold = None if exam.gold is None else exam.gold[effect.rows[i]] + effect.gold_shift[i]
-    yield Finding(
-        "best_of_n.nonsense", SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else WARN,
-        f"A damaged text beats every ordinary answer for {as_percent(share)} of prompts; most often: "
-        f"{', '.join(common)}.",
-        "A search will find these: add them to the rejected side, combine the reward with rules that forbid them, and "
-        "keep best-of-n small.",
-        share, exam.example(best, effect.after[i], score, gold),
-    )  # fmt: skip
+    yield Finding("best_of_n.nonsense", SERIOUS if share["low"] > f.NONSENSE_WINS_STRONG else WARN,
+                  f"A damaged text beats every ordinary answer for {as_percent(share)} of prompts; most often: "
+                  f"{', '.join(common)}.",
+                  "A search will find these: add them to the rejected side, combine the reward with rules that forbid "
+                  "them, and keep best-of-n small.",
+                  share, exam.example(best, effect.after[i], score, gold))  # fmt: skip

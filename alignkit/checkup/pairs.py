@@ -97,19 +97,19 @@ def read_pairs(source: Any, limit: int | None = None, split: str | None = None) 
         if read == limit:
             break
         before, why = len(records), None
-        for number, raw in islice(stream.numbered(), None if limit is None else limit - read):
-            if isinstance(raw, Damage):
-                damage.append(raw.message)
-                why = f"yields no usable pair: {raw.message}. Download or export it again."
-                break
-            read += 1
-            place = f"{os.path.basename(stream.name)}:{number}" if len(streams) > 1 else number
-            try:
-                records.append({"row": place, **vars(parse_row(raw)), **_positions(raw)})
-                columns.append(_others(raw))
-            except _BadRow as reason:
-                rejected.setdefault(str(reason), []).append(place)
-                why = why or _unusable(place, reason, raw)
+        try:
+            for number, raw in islice(stream.numbered(), None if limit is None else limit - read):
+                read += 1
+                place = f"{os.path.basename(stream.name)}:{number}" if len(streams) > 1 else number
+                try:
+                    records.append({"row": place, **vars(parse_row(raw)), **_positions(raw)})
+                    columns.append(_others(raw))
+                except _BadRow as reason:
+                    rejected.setdefault(str(reason), []).append(place)
+                    why = why or _unusable(place, reason, raw)
+        except Damage as found:
+            damage.append(str(found))
+            why = f"yields no usable pair: {found}. Download or export it again."
         if len(records) == before:
             raise DataError(f"{stream.name} {why or 'holds no rows. Download or export it again.'}")
     rejected = dict(sorted(rejected.items(), key=lambda item: -len(item[1])))

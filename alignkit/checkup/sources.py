@@ -2,7 +2,7 @@
 
 `datasets` reads what it can read safely (saved data sets, the Hub). Files are read here, since `load_dataset` gives up
 on a whole file for one bad row: a row that can't be read becomes `Broken` and reading goes on, and a file that ends too
-early becomes `Damage` after its last whole row. Rows count from 1; in JSON Lines a row's number is its line.
+early raises `Damage` after its last whole row. Rows count from 1; in JSON Lines a row's number is its line.
 
 A new container is a function in `READERS`; a new layout of the rows is a matter of `pairs.parse_row`.
 """
@@ -45,11 +45,8 @@ class Broken:
     reason: str
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(Exception):
     """The stream stops here before its proper end; the rows before it are good."""
-
-    message: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class RowStream:
     note: str | None = None
 
     def numbered(self) -> Iterator[tuple[int, object]]:
-        """(number, row); a file that breaks off ends in (number, Damage)."""
+        """(number, row); a file that breaks off raises Damage after its last whole row."""
         number = 0
         try:
             for number, row in self.rows:
@@ -70,7 +67,7 @@ class RowStream:
             raise
         except TORN as error:
             why = f"{os.path.basename(self.name)} is damaged after row {number} ({_first_line(error)})"
-            yield number + 1, Damage(f"{why}; the rows before it are kept")
+            raise Damage(f"{why}; the rows before it are kept") from error
         except OSError as error:
             raise DataError(f"{self.name} can't be read: {error.strerror or error}.") from error
 
