@@ -17,7 +17,7 @@ from alignkit.pictures import load_picture_policy
 from alignkit.rewards import Rule, RuleReward, words_over
 from alignkit.taxonomy import CARD_FIELDS
 
-BASES = {"Reward", "RewardModel", "PairReward", "Objectives"}
+BASES = {"Reward", "RewardModel", "PairReward"}
 LONG = "boil the water and pour the tea slowly . do not waste my time . what a great question . of course ."
 
 
@@ -130,7 +130,7 @@ def scores_no_letters(reward, rows, folder):
     for prompts_, texts_ in ((prompts[0], texts), (prompts, texts[0]), (texts[0], texts[0])):
         with pytest.raises(RewardError, match="got a str as"):
             reward(prompts_, texts_)
-    with pytest.raises(RewardError, match="give one prompt for each completion"):
+    with pytest.raises(RewardError, match="give one for each completion"):
         reward(prompts, texts[:-1])
 
 

@@ -111,7 +111,7 @@ def test_what_cannot_be_called_is_no_reward():
 
 
 def test_a_reward_needs_one_prompt_for_each_completion():
-    with pytest.raises(RewardError, match="2 prompts but 1 completions: give one prompt for each"):
+    with pytest.raises(RewardError, match="2 'prompts' for 1 completions: give one for each"):
         rewards.RandomReward(0)(PROMPTS, ["a"])
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from alignkit import evaluation, optimize, rewards
 from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
+from alignkit.policy import load_policy
 from alignkit.rewards.texts import sentences, without_sentences
 
 QUICK = {"seed": 0, "progress": False}
@@ -77,11 +78,21 @@ def test_weights_change_the_score_and_nothing_else(vector, some):
         vector.with_weights({"kind": 1.0})
 
 
-@pytest.mark.parametrize("kind", ["vector", "judge", "comparator", "pair_judge"])
+@pytest.mark.parametrize("kind", ["vector", "comparator"])
 def test_survives_saving(kind, request, some, tmp_path):
     reward = request.getfixturevalue(kind)
     again = type(reward).load(reward.save(tmp_path / kind))
     np.testing.assert_allclose(again(*some).scores, reward(*some).scores, atol=1e-5)
+
+
+def test_a_saved_judge_is_its_policy(judge, pair_judge, some, tmp_path):
+    judge.policy.save(tmp_path / "alone")
+    pair_judge.policy.save(tmp_path / "pairs")
+    alone = rewards.Judge(load_policy(tmp_path / "alone"), judge.names)
+    again = rewards.PairJudge(load_policy(tmp_path / "pairs"), alone)
+    assert alone(*some).critiques == judge(*some).critiques
+    np.testing.assert_allclose(alone(*some).scores, judge(*some).scores, atol=1e-5)
+    np.testing.assert_allclose(again(*some).scores, pair_judge(*some).scores, atol=1e-5)
 
 
 def test_vector_says_what_is_wrong_with_ratings(answers, patient):
@@ -182,8 +193,6 @@ def test_loading_needs_the_right_kind(vector, tmp_path):
     folder = vector.save(tmp_path)
     with pytest.raises(AlignkitError, match="is no Comparator"):
         rewards.Comparator.load(folder)
-    with pytest.raises(AlignkitError, match="Judge"):
-        rewards.Judge.load(folder)
 
 
 # -- words

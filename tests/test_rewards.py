@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from alignkit import feedback, rewards
 from alignkit.errors import AlignkitError
 from alignkit.rewards import bradley_terry_loss, ordinal_loss, plackett_luce_loss
+from alignkit.rewards.base import columns_of, repeated
 from alignkit.taxonomy import CARD_FIELDS, RewardCard
 
 
@@ -377,9 +378,9 @@ def test_a_reward_that_writes_into_a_column_or_a_message_is_told_where():
         (("tea", ["x"]), "got a str as prompts: give a list"),
         ((["tea"], "x"), "got a str as completions: give a list"),
         ((["a"], ["x"], {"answer": "y"}), "got a str as answer: give a list"),
-        ((["a"], ["x"], {"answer": ["y", "z"]}), "got 2 values of 'answer' for 1 completions"),
+        ((["a"], ["x"], {"answer": ["y", "z"]}), "got 2 'answer' for 1 completions"),
         ((["a"], [None]), "got None as the completion of row 0: give text"),
-        ((["a", "b"], ["x"]), "got 2 prompts but 1 completions"),
+        ((["a", "b"], ["x"]), "got 2 'prompts' for 1 completions"),
     ],
 )
 def test_rows_that_are_no_rows_are_named(rows, message):
@@ -405,14 +406,14 @@ def test_a_row_that_is_not_a_rewards_own_is_left_out_by_what_is_built_on_it():
 
 def test_columns_of_a_data_set_and_their_repetition():
     data = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["x", "y"], "completions": [["no"], ["no"]]})
-    prompts, columns = rewards.columns_of(data)
+    prompts, columns = columns_of(data)
     assert (prompts, columns) == (["a", "b"], {"answer": ["x", "y"]})
-    assert rewards.repeated(columns, 2) == {"answer": ["x", "x", "y", "y"]}
-    assert rewards.columns_of(["a"]) == (["a"], {})
+    assert repeated(columns, 2) == {"answer": ["x", "x", "y", "y"]}
+    assert columns_of(["a"]) == (["a"], {})
     with pytest.raises(AlignkitError, match="prompts are a str"):
-        rewards.columns_of("tea")
+        columns_of("tea")
     with pytest.raises(AlignkitError, match="no column 'prompt'; it has question"):
-        rewards.columns_of(Dataset.from_dict({"question": ["a"]}))
+        columns_of(Dataset.from_dict({"question": ["a"]}))
 
 
 def test_the_trl_adapter_takes_keywords_and_conversations(world):

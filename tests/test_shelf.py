@@ -18,7 +18,7 @@ DIMENSIONS = {
     "granularity": taxonomy.Granularity,
 }
 VALUES = [(field, str(value)) for field, words in DIMENSIONS.items() for value in words if value != "none"]
-BASES = {"Objectives", "PairReward", "Reward", "RewardModel"}
+BASES = {"PairReward", "Reward", "RewardModel"}
 TOLD = {"apo_down"}  # the other half of apo_zero's paper; 08 tells of it and runs apo_zero
 BESIDES = {"FunctionReward": "wraps any function", "RandomReward": "the null control"}
 

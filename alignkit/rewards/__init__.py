@@ -1,17 +1,7 @@
 """Phase 2, prescription: rewards, each with a card that says where it stands in the survey's four dimensions."""
 
 from alignkit.rewards.bag_of_words import BagOfWords
-from alignkit.rewards.base import (
-    FunctionReward,
-    GoldReward,
-    Judgement,
-    RandomReward,
-    Reward,
-    as_reward,
-    columns_of,
-    repeated,
-    to_trl,
-)
+from alignkit.rewards.base import FunctionReward, GoldReward, Judgement, RandomReward, Reward, as_reward, to_trl
 from alignkit.rewards.combined import (
     Ensemble,
     WorstGroup,
@@ -21,29 +11,11 @@ from alignkit.rewards.combined import (
     tilted_means,
 )
 from alignkit.rewards.comparator import Comparator, PairReward
-from alignkit.rewards.hybrid import (
-    Hybrid,
-    MixedSupervision,
-    Shaped,
-    Veto,
-    levels,
-    source_reliability,
-    weigh_rules,
-)
+from alignkit.rewards.hybrid import Hybrid, MixedSupervision, Shaped, Veto, levels, source_reliability, weigh_rules
 from alignkit.rewards.judge import Judge, PairJudge
-from alignkit.rewards.losses import bradley_terry_loss, normal_preference_loss, ordinal_loss, plackett_luce_loss
+from alignkit.rewards.losses import bradley_terry_loss, ordinal_loss, plackett_luce_loss
 from alignkit.rewards.model import RewardModel
-from alignkit.rewards.objectives import (
-    Asked,
-    ByTask,
-    Decoupled,
-    Lagrangian,
-    MaxMin,
-    Objectives,
-    Stages,
-    Weighted,
-    Worst,
-)
+from alignkit.rewards.objectives import Asked, ByTask, Decoupled, Lagrangian, MaxMin, Stages, Weighted, Worst
 from alignkit.rewards.personal import PersonalReward
 from alignkit.rewards.pictures import Grounded, PictureReward, detector
 from alignkit.rewards.process import ProcessReward, aggregate_steps

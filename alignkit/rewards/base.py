@@ -70,14 +70,11 @@ class Judgement:
 
 def unique_rows(*columns: list) -> tuple[list[int], list[int]]:
     """Samples repeat, and need scoring once: the rows that differ, and for each row which of them (by place) it is."""
-    place: dict[str, int] = {}
-    which, back = [], []
-    for row, key in enumerate(map(repr, zip(*columns, strict=True))):
-        if key not in place:
-            place[key] = len(which)
-            which.append(row)
-        back.append(place[key])
-    return which, back
+    keys, first = list(map(repr, zip(*columns, strict=True))), {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    place = {key: k for k, key in enumerate(first)}
+    return list(first.values()), [place[key] for key in keys]
 
 
 def columns_of(data: Dataset | Sequence) -> tuple[list, dict[str, list]]:
@@ -190,12 +187,9 @@ class Reward:
         """Prompts, completions and columns as lists of one length, messages as this reward reads them."""
         rows = {name: rows_of(name, values) for name, values in given.items()}
         n = len(rows["completions"])
-        if len(rows["prompts"]) != n:
-            raise CallError(f"got {len(rows['prompts'])} prompts but {n} completions",
-                            "give one prompt for each completion")  # fmt: skip
         for name, values in rows.items():
             if len(values) != n:
-                raise CallError(f"got {len(values)} values of {name!r} for {n} completions", "give one for each")
+                raise CallError(f"got {len(values)} {name!r} for {n} completions", "give one for each completion")
         for row, said in enumerate(rows["completions"]):
             if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(m, dict) for m in said)):
                 raise CallError(f"got {said!r:.60} as the completion of row {row}", "give text, or a list of messages")
@@ -268,8 +262,7 @@ def to_trl(reward: Reward | Callable) -> Callable[..., list[float | None]]:
     def reward_func(prompts: list, completions: list, **columns: Any) -> list[float | None]:
         judgement = wrapped(prompts, completions, **columns)
         wrapped.update(judgement)
-        return [float(score) if there else None
-                for score, there in zip(judgement.scores, judgement.present, strict=True)]  # fmt: skip
+        return [None if np.isnan(score) else float(score) for score in judgement.scores]
 
     reward_func.__name__ = wrapped.card.name
     return reward_func

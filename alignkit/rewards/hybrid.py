@@ -38,8 +38,8 @@ class Hybrid(Combined):
     @classmethod
     def fit(cls, pairs: Dataset, backbone: Policy | str, rules: Sequence[Rule], seed: int = 0, **options) -> Hybrid:
         """Fit to `prompt/chosen/rejected`. Options as in `RewardModel.train`. The rules' own weights don't count."""
-        weighed = weigh_rules(rules, pairs)
-        prompts = pairs["prompt"][:]
+        pairs = check_pairs(pairs)
+        prompts, weighed = pairs["prompt"][:], weigh_rules(rules, pairs)
         gap = weighed(prompts, pairs["chosen"][:]).scores - weighed(prompts, pairs["rejected"][:]).scores
         rest = Dataset.from_dict({**{name: pairs[name][:] for name in ("prompt", "chosen", "rejected")},
                                   "margin": (-gap).tolist()})  # fmt: skip
@@ -56,8 +56,7 @@ def weigh_rules(rules: Sequence[Rule], pairs: Dataset) -> RuleReward:
     An L2 penalty of 0.1 on the weights keeps a rule that is never wrong finite. DataError if no rule tells the sides of
     any pair apart.
     """
-    check_pairs(pairs)
-    reward = RuleReward(rules)
+    pairs, reward = check_pairs(pairs), RuleReward(rules)
     prompts = pairs["prompt"][:]
     gap = reward.values(prompts, pairs["chosen"][:]) - reward.values(prompts, pairs["rejected"][:])
     if not gap.any():

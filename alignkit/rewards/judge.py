@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
@@ -12,8 +9,8 @@ from datasets import Dataset
 from scipy.special import softmax
 from torch import Tensor
 
-from alignkit.errors import AlignkitError, ContextError, DataError, RewardError
-from alignkit.policy import Policy, load_policy
+from alignkit.errors import ContextError, DataError, RewardError
+from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
 from alignkit.rewards.data import check_columns, check_numbers, check_pairs, check_texts
@@ -28,11 +25,11 @@ class WrittenReward(Reward):
     """What judges share: a policy of their own that reads a text and is trained to write single words into it.
 
     A *script* is a list of (text, written): words that are given, and words that the judge writes. Each piece is read
-    by the tokenizer on its own, in the fit as in use.
+    by the tokenizer on its own, in the fit as in use. What was learned is all in `policy`: save that, and build the
+    judge anew around `load_policy(folder)`.
     """
 
     train = RewardModel.train  # the loop all fits share
-    kept: tuple[str, ...]  # the settings that `load` must know beside the policy
 
     def __init__(self, policy: Policy, name: str, source: str):
         self.policy, self.history = policy, pd.DataFrame()
@@ -84,22 +81,6 @@ class WrittenReward(Reward):
     def _ids(self, text: str) -> list[int]:
         return self.policy.completion_ids(text, ended=False)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the policy in the Hub's format, and `judge.json` beside it."""
-        self.policy.save(folder)
-        settings = {name: getattr(self, name) for name in self.kept}
-        (Path(folder) / "judge.json").write_text(json.dumps(settings), encoding="utf-8")
-        return Path(folder)
-
-    @classmethod
-    def load(cls, folder: str | Path, **parts):
-        """Read what `save` wrote."""
-        try:
-            settings = json.loads((Path(folder) / "judge.json").read_text(encoding="utf-8"))
-            return cls(load_policy(folder), **parts, **settings)
-        except (OSError, ValueError, TypeError) as error:
-            raise AlignkitError(f"could not load a {cls.__name__} from {str(folder)!r}: {error}") from error
-
 
 class Judge(WrittenReward):
     """Reads an answer sentence by sentence, writes a note after each, then a grade (2408.11791, 2408.15240).
@@ -111,11 +92,11 @@ class Judge(WrittenReward):
     RewardError. With `names` None the judge writes the grade alone.
     """
 
-    kept = ("names", "grades", "max_unparsed")
+    max_unparsed = 0.2
 
-    def __init__(self, policy: Policy, names: list[str] | None, grades: int = 5, max_unparsed: float = 0.2):
+    def __init__(self, policy: Policy, names: list[str] | None, grades: int = 5):
         super().__init__(policy, "judge", "2408.11791")
-        self.names, self.grades, self.max_unparsed = names, grades, max_unparsed
+        self.names, self.grades = names, grades
 
     @classmethod
     def fit(
@@ -189,10 +170,9 @@ class Judge(WrittenReward):
 
 def _script(texts: list[str], notes: list[str | None], grade: str | None = None) -> list[tuple[str, bool]]:
     """Sentences and notes in turn (a sentence without a note goes without), then "grade" and the grade if given."""
-    notes = [*notes, *[""] * (len(texts) - len(notes))]
-    pieces = [piece for text, note in zip(texts, notes, strict=True)
-              for piece in ((text, False), *([(note or FINE, True)] if note != "" else []))]  # fmt: skip
-    return pieces + ([("grade", False), (grade, True)] if grade else [])
+    noted = [piece for text, note in zip(texts, notes, strict=False) for piece in ((text, False), (note or FINE, True))]
+    rest = [(text, False) for text in texts[len(notes) :]]
+    return [*noted, *rest, *([("grade", False), (grade, True)] if grade else [])]
 
 
 def _notes(critiques: list[str], texts: list[list[str]]) -> list[list[str]]:
@@ -217,22 +197,16 @@ class PairJudge(WrittenReward, PairReward):
     difference of their log-probabilities. Like judges at large (2306.05685), it may heed the order.
     """
 
-    kept = ("opponents", "both_orders", "seed")
-
-    def __init__(self, policy: Policy, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0):
+    def __init__(self, policy: Policy, judge: Judge, seed: int = 0):
         super().__init__(policy, "pair judge", "2410.12832")
-        self.alone, self.opponents, self.both_orders, self.seed = judge, opponents, both_orders, seed
+        self.alone, self.seed = judge, seed
 
     @classmethod
-    def fit(
-        cls, pairs: Dataset, judge: Judge, opponents: int = 4, both_orders: bool = False, seed: int = 0,
-        keep_order: bool = False, **options,
-    ) -> PairJudge:  # fmt: skip
+    def fit(cls, pairs: Dataset, judge: Judge, seed: int = 0, keep_order: bool = False, **options) -> PairJudge:
         """Fit to `prompt/chosen/rejected`, from the weights of `judge`; arguments as for `Comparator.fit`."""
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         prompts, first, second, chose_first = shown(pairs, seed, keep_order)
-        policy = reader(judge.policy, ["first", "second", "better"], seed=seed)
-        pair_judge = cls(policy, judge, opponents, both_orders, seed)
+        pair_judge = cls(reader(judge.policy, ["first", "second", "better"], seed=seed), judge, seed)
         said = pair_judge.readings(prompts, first, second)
         scripts = [[(text, False), ("first" if took else "second", True)]
                    for text, took in zip(said, chose_first, strict=True)]  # fmt: skip
@@ -250,13 +224,3 @@ class PairJudge(WrittenReward, PairReward):
         said = [[text] for text in self.readings(prompts, first, second)]
         logits = self.next_word(prompts, said, ["first", "second"])[1]
         return logits[:, 0] - logits[:, 1]
-
-    def save(self, folder: str | Path) -> Path:
-        """As `Judge.save`, with the judge it builds on in the folder `alone`."""
-        self.alone.save(Path(folder) / "alone")
-        return super().save(folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PairJudge:
-        """Read what `save` wrote."""
-        return super().load(folder, judge=Judge.load(Path(folder) / "alone"))

@@ -69,70 +69,65 @@ class Worst(Objectives):
         return np.fmin.reduce(list(values.values()))
 
 
-class _Adaptive(Objectives):
-    """Objectives whose weights follow the training: `update` moves them, `history` has a row a batch."""
-
-    def __init__(self, parts: Parts, rate: float):
-        super().__init__(parts)
-        check_positive(self.says, rate=rate)
-        self.rate, self.history = rate, []
-
-    def update(self, judgement: Judgement) -> None:
-        super().update(judgement)
-        self.move({name: float(np.nanmean(values)) for name, values in judgement.aspects.items()})
-
-    def move(self, means: dict[str, float]) -> None:
-        """Note and change the weights, given each objective's mean over the batch."""
-        raise NotImplementedError
-
-
-class MaxMin(_Adaptive):
+class MaxMin(Objectives):
     """max over policies of min_k E[r_k] (MaxMin-RLHF 2402.08925), by multiplicative weights (its exponentiated form).
 
     The score is sum_k w_k r_k; after each batch of training w_k is set in proportion to w_k exp(-rate mean(r_k)): the
     objective that lags gets the weight. Put the objectives on one footing first (less what the patient has, say).
+    `history` has a row a batch.
     """
 
     says = "max-min"
     moves = ("history", "weights")
 
     def __init__(self, parts: Parts, rate: float = 0.5):
-        super().__init__(parts, rate)
-        self.weights: dict[str, float] = {}
+        super().__init__(parts)
+        check_positive(self.says, rate=rate)
+        self.rate, self.history, self.weights = rate, [], {}
 
     def total(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
         return self.weighted(self.weights or dict.fromkeys(values, 1 / len(values)), values)
 
-    def move(self, means: dict[str, float]) -> None:
+    def update(self, judgement: Judgement) -> None:
+        super().update(judgement)
+        means = _means(judgement)
         weights = self.weights or dict.fromkeys(means, 1 / len(means))
         self.history.append({**means, **{f"weight {name}": w for name, w in weights.items()}})
         raw = {name: w * np.exp(-self.rate * means[name]) for name, w in weights.items()}
         self.weights = {name: w / sum(raw.values()) for name, w in raw.items()}
 
 
-class Lagrangian(_Adaptive):
+class Lagrangian(Objectives):
     """max E[r] subject to E[cost] <= budget (Safe RLHF 2310.12773, eqs. 9-10): score (r - lambda cost) / (1 + lambda).
 
     After each batch of training lambda <- max(0, lambda + rate (mean cost - budget)), from `start`: it rises while the
     budget is broken and falls while there is room. `goal` and `cost` name two objectives. The mean is that of the
-    batch's completions, so prompts should come in a random order. (The paper moves log lambda; the fixed point is the
-    same.)
+    batch's completions, so prompts should come in a random order; `history` has a row a batch. (The paper moves log
+    lambda; the fixed point is the same.)
     """
 
     says = "Lagrangian"
     moves = ("history", "multiplier")
 
     def __init__(self, parts: Parts, goal: str, cost: str, budget: float, rate: float = 0.5, start: float = 1.0):
-        check_at_least("Lagrangian", 0, start=start)
-        super().__init__(parts, rate)
-        self.goal, self.cost, self.budget, self.multiplier = goal, cost, budget, float(start)
+        super().__init__(parts)
+        check_positive(self.says, rate=rate)
+        check_at_least(self.says, 0, start=start)
+        self.goal, self.cost, self.budget, self.rate = goal, cost, budget, rate
+        self.history, self.multiplier = [], float(start)
 
     def total(self, values: dict[str, np.ndarray], prompts: list) -> np.ndarray:
         return self.weighted({self.goal: 1.0, self.cost: -self.multiplier}, values) / (1 + self.multiplier)
 
-    def move(self, means: dict[str, float]) -> None:
+    def update(self, judgement: Judgement) -> None:
+        super().update(judgement)
+        means = _means(judgement)
         self.history.append({"multiplier": self.multiplier, self.goal: means[self.goal], self.cost: means[self.cost]})
         self.multiplier = max(0.0, self.multiplier + self.rate * (means[self.cost] - self.budget))
+
+
+def _means(judgement: Judgement) -> dict[str, float]:
+    return {name: float(np.nanmean(values)) for name, values in judgement.aspects.items()}
 
 
 class Decoupled(Objectives):

@@ -108,32 +108,26 @@ class Rubric(RuleReward):
 
     def __init__(
         self, rules: Sequence[Rule], require: Mapping[str, Check | Asks] | None = None,
-        forbid: Mapping[str, Check | Asks] | None = None, shut: float = 0.0, name: str = "rubric",
+        forbid: Mapping[str, Check | Asks] | None = None, shut: float = 0.0,
     ):  # fmt: skip
-        super().__init__(rules, name)
+        super().__init__(rules, "rubric")
         self.shut = float(shut)
         gates = [Rule(gate, check) for gate, check in (require or {}).items()]  # rules whose answer must be yes
         self.gates = gates + [Rule(gate, ~Check.of(check)) for gate, check in (forbid or {}).items()]
         names = [rule.name for rule in (*self.gates, *rules)]
         if len(set(names)) < len(names):
-            raise AlignkitError(f"Rubric {name!r}: rules and gates need distinct names, got {names}")
+            raise AlignkitError(f"Rubric: rules and gates need distinct names, got {names}")
         for gate in self.gates:
-            for other in self.gates:
-                if _oppose(gate, other):
-                    raise AlignkitError(f"gates {gate.name!r} and {other.name!r} contradict each other: no answer can "
-                                        "pass both")  # fmt: skip
-            for rule in rules:
-                if _oppose(gate, rule):
-                    raise AlignkitError(f"rule {rule.name!r} rewards what gate {gate.name!r} rules out; drop one of "
-                                        "them")  # fmt: skip
-                if rule.only_if == ~gate.check:
-                    raise AlignkitError(f"rule {rule.name!r} needs what gate {gate.name!r} rules out: it can never "
-                                        "count")  # fmt: skip
+            for rule in (*self.gates, *rules):
+                for asks, clash in (("rewards", _oppose(gate, rule)), ("needs", rule.only_if == ~gate.check)):
+                    if clash:
+                        raise AlignkitError(f"rule {rule.name!r} {asks} what gate {gate.name!r} rules out; drop one of "
+                                            "them")  # fmt: skip
 
     def judge(self, prompts: list[str], completions: list[str]) -> Judgement:
         judgement, rows = super().judge(prompts, completions), list(zip(prompts, completions, strict=True))
         passed = {f"gate: {gate.name}": np.array([float(gate(p, c) != 0) for p, c in rows]) for gate in self.gates}
-        opened = np.all(list(passed.values()), axis=0) if passed else np.ones(len(rows), dtype=bool)
+        opened = np.all([np.ones(len(rows)), *passed.values()], axis=0)
         aspects = {name: points * opened for name, points in judgement.aspects.items()}
         return Judgement(np.where(opened, judgement.scores, self.shut), aspects={**aspects, **passed})
 
@@ -155,8 +149,8 @@ class Verifiable(FunctionReward):
     take columns of the data set (`answer`, say) by name, and say None about rows that are not its own.
     """
 
-    def __init__(self, verifier: Callable, name: str = "verifiable"):
-        super().__init__(verifier, RewardCard(name, "rule-based", source="2411.15124"))
+    def __init__(self, verifier: Callable):
+        super().__init__(verifier, RewardCard("verifiable", "rule-based", source="2411.15124"))
 
     def judge(self, prompts: list, completions: list, **columns) -> Judgement:
         judgement = super().judge(prompts, completions, **columns)
