@@ -133,14 +133,14 @@ class WorstGroup(Combined):
     """
 
     def __init__(self, rewards: Mapping[str, Reward | Callable], weights: Sequence[float], zero=0.0, unit=1.0):
-        size, self.weights = len(rewards), np.asarray(weights, dtype=float)
-        if not size or self.weights.shape != (size,) or (self.weights < 0).any() or not self.weights.sum() > 0:
+        self.weights = np.asarray(weights, dtype=float)
+        if self.weights.shape != (len(rewards),) or (self.weights < 0).any() or not self.weights.sum() > 0:
             raise AlignkitError(
                 f"WorstGroup: needs a reward for each group and as many weights >= 0, not all 0; got {list(rewards)} "
                 f"and {weights}"
             )
-        self.zero, self.unit = (np.broadcast_to(value, size).astype(float) for value in (zero, unit))
-        check_positive("WorstGroup", **{f"the unit of {name!r}": u for name, u in zip(rewards, self.unit, strict=True)})
+        self.zero, self.unit = np.reshape(zero, (-1, 1)), np.reshape(unit, (-1, 1))
+        check_positive("WorstGroup", unit=self.unit.min())
         super().__init__(rewards, name="worst group", format="vector", objective="multi", source="2402.08925")
 
     @classmethod
@@ -163,5 +163,5 @@ class WorstGroup(Combined):
 
     def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
         raw = np.stack([part.scores for part in parts.values()])
-        standard = (raw - self.zero[:, None]) / self.unit[:, None]
+        standard = (raw - self.zero) / self.unit
         return Judgement(self.weights @ standard, aspects=dict(zip(parts, standard, strict=True)))

@@ -9,7 +9,7 @@ from datasets import Dataset
 from scipy.special import softmax
 from torch import Tensor
 
-from alignkit.errors import ContextError, DataError, RewardError
+from alignkit.errors import DataError, RewardError
 from alignkit.policy import Policy
 from alignkit.rewards.base import Judgement, Reward, unique_rows
 from alignkit.rewards.comparator import PairReward, shown
@@ -32,17 +32,13 @@ class WrittenReward(Reward):
     train = RewardModel.train  # the loop all fits share
 
     def __init__(self, policy: Policy, name: str, source: str):
-        self.policy, self.history = policy, pd.DataFrame()
+        self.policy, self.model, self.history = policy, policy.model, pd.DataFrame()
         self.card = RewardCard(name, "data-driven", "textual", source=source)
-
-    @property
-    def model(self):
-        return self.policy.model
 
     def imitate(self, prompts: list[str], scripts: list[list[tuple[str, bool]]], seed: int, **options):
         """Maximize the likelihood of the written words (2408.15240, eq. 3), averaged over them. Returns self."""
         pieces = [[(token, flag) for text, flag in script for token in self._ids(text)] for script in scripts]
-        batch = self._batch(prompts, [[token for token, _ in row] for row in pieces])
+        batch = self.policy.encode(prompts, [[token for token, _ in row] for row in pieces])
         written = torch.zeros_like(batch.mask)
         for row, flags in enumerate(pieces):
             written[row, : len(flags)] = torch.tensor([flag for _, flag in flags])
@@ -54,16 +50,6 @@ class WrittenReward(Reward):
 
         return self.train(loss, batch.attention.sum(1), seed=seed, **options)
 
-    def _batch(self, prompts: list[str], tails: list[list[int]]):
-        heads = [self.policy.prompt_ids(prompt) for prompt in prompts]
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            if len(head) + len(tail) > self.policy.context:
-                raise ContextError(
-                    f"row {row}: {len(head) + len(tail)} tokens to judge exceed the context of {self.policy.context}; "
-                    "shorten that row, or fit the judge with more `context`"
-                )
-        return self.policy.pad(heads, tails)
-
     def next_word(self, prompts: list, said: list[list[str]], words: list[str]) -> tuple[list[int | None], np.ndarray]:
         """After the pieces `said`: which of `words` (by place) is likeliest of the whole vocabulary, None if another
         word is, and the logits of `words`, shape (N, words), float64."""
@@ -74,7 +60,7 @@ class WrittenReward(Reward):
             last = self.policy.logits(rows)[torch.arange(len(rows)), rows.mask.sum(1) - 1].double()
             return torch.cat([last.argmax(-1, keepdim=True), last[:, ids]], 1).cpu()
 
-        values = torch.stack(read_rows(self._batch(prompts, tails), self.model, read)).numpy()
+        values = torch.stack(read_rows(self.policy.encode(prompts, tails), self.model, read)).numpy()
         place = {token: k for k, token in enumerate(ids)}
         return [place.get(int(token)) for token in values[:, 0]], values[:, 1:]
 
@@ -104,8 +90,8 @@ class Judge(WrittenReward):
     ) -> Judge:
         """Fit to `prompt/completion/rating`, whole numbers from 1 to `grades`, and to `critique` if there is one.
 
-        Critiques as from `write_faults`; without that column the judge writes the grade alone. Options as in
-        `RewardModel.train`.
+        Critiques as from `write_faults`; without that column the judge writes the grade alone. `context`: tokens for
+        prompt, answer and verdict. Options as in `RewardModel.train`.
         """
         check_columns(verdicts, ["prompt", "completion", "rating"], "verdicts")
         check_texts(verdicts, "completion")
