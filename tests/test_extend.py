@@ -37,9 +37,9 @@ class Brief(Reward):
 '''
 WORLD = '''
 """A world: prompts, and a true reward as a sum of named aspects."""
-from alignkit.worlds import AspectWorld
+from alignkit.worlds import World
 
-class HasteWorld(AspectWorld):
+class HasteWorld(World):
     """The answer should be polite, and short."""
 
     name, version, aspects = "haste", "haste-v1", ("polite", "short")

@@ -317,14 +317,14 @@ def test_a_person_can_be_made_as_good_as_asked(world, shown):
 
 
 def test_a_model_answers_in_every_form_as_its_scorer_says(world, groups, shown):
-    short = feedback.ModelAnnotator(temperature=1e-6, scorer=lambda prompts, texts: [-len(t) for t in texts])
+    short = Annotator(temperature=1e-6, scorer=lambda prompts, texts: [-len(t) for t in texts])
     labels = feedback.label(world, shown, short)
     assert all(len(row["chosen"]) <= len(row["rejected"]) for row in labels)
     assert all(list(map(len, row)) == sorted(map(len, row)) for row in feedback.rank(world, groups, short)["ranked"])
     with pytest.raises(AlignkitError, match="scorer must be callable"):
-        feedback.ModelAnnotator()
+        Annotator(scorer="a reward")
     with pytest.raises(AlignkitError, match="one finite number for each"):
-        feedback.label(world, shown, feedback.ModelAnnotator(scorer=lambda prompts, texts: [0.0]))
+        feedback.label(world, shown, Annotator(scorer=lambda prompts, texts: [0.0]))
 
 
 def test_a_principle_stands_before_the_prompt_and_several_add_up(pairs):
@@ -489,7 +489,7 @@ def test_prompts_that_are_one_string_are_refused(world, patient):
 
 
 def test_people_judge_by_the_columns_that_the_world_asks_for():
-    class Quiz(worlds.AspectWorld):
+    class Quiz(worlds.World):
         name, version, aspects = "quiz", "quiz-v1", ("right",)
 
         def gold_aspects(self, prompts, completions, answer):

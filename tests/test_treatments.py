@@ -122,7 +122,7 @@ def test_supervised_fine_tuning_costs_what_it_reads(patient, pairs):
 
 
 def test_columns_reach_gold_and_the_length_is_the_callers(patient):
-    class Quiz(worlds.AspectWorld):
+    class Quiz(worlds.World):
         name, version, aspects = "quiz", "quiz-v1", ("right",)
 
         def gold_aspects(self, prompts, completions, answer):

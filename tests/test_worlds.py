@@ -325,7 +325,7 @@ def test_the_bandit_looks_its_gold_up(world):
 # --- a world of one's own
 
 
-class Rhymes(worlds.AspectWorld):
+class Rhymes(worlds.World):
     """Completions should end as they are asked to, and be short."""
 
     name, version, aspects = "rhymes", "rhymes-v1", ("rhyme", "short")
@@ -339,7 +339,6 @@ class Rhymes(worlds.AspectWorld):
 
 def test_a_world_of_ones_own_works_wherever_a_world_does(patient):
     own = Rhymes()
-    assert isinstance(own, worlds.World)
     labeled = feedback.compare(own, patient, n=6)
     gold = rewards.GoldReward(own)(labeled["prompt"][:], labeled["chosen"][:])
     assert np.allclose(gold.scores, gold.aspects["rhyme"] + gold.aspects["short"])
@@ -354,7 +353,7 @@ def test_a_world_of_ones_own_is_loaded_by_its_name(monkeypatch):
     monkeypatch.setattr(worlds, "WORLDS", {**worlds.WORLDS, "rhymes": Rhymes, "none": dict})
     try:
         assert worlds.load("rhymes").prompts() == Rhymes().prompts()
-        with pytest.raises(AlignkitError, match="dict, which is no world"):
+        with pytest.raises(AlignkitError, match="the name 'none' needs a world with .*'dict' has no 'name'"):
             worlds.load("none")
     finally:
         worlds.load.cache_clear()
@@ -363,7 +362,6 @@ def test_a_world_of_ones_own_is_loaded_by_its_name(monkeypatch):
 @pytest.mark.parametrize("name", ["assistant", "arithmetic", "shapes"])
 def test_the_worlds_offer_what_they_should(name):
     world = worlds.load(name)
-    assert isinstance(world, worlds.World)
     require(world, "demonstrations", "ideal", "corpus", "vocabulary")
     if name != "shapes":
         require(world, "critiques", "segments", "faults", "fault_names")

@@ -2,28 +2,26 @@
 
 from alignkit.feedback.aggregate import (
     alpha,
+    bayes_ceiling,
     borda,
     bradley_terry_limit,
     combine,
     cycles,
     dawid_skene,
-    labelings,
-    majority,
-    skills,
-    votes,
-    win_matrix,
-)
-from alignkit.feedback.agreement import (
-    bayes_ceiling,
     gold_agreement,
     kappa,
+    labelings,
     length_leaning,
+    majority,
     pair_accuracy,
     position_leaning,
     raw_agreement,
+    skills,
     swap,
+    votes,
+    win_matrix,
 )
-from alignkit.feedback.annotator import Annotator, ModelAnnotator, under, with_principle
+from alignkit.feedback.annotator import Annotator, under, with_principle
 from alignkit.feedback.answers import bits, cost, one_by_one
 from alignkit.feedback.compare import (
     choose_pairs,

@@ -1,4 +1,4 @@
-"""Several labelings of the same pairs made into one; and what pooled comparisons of people who differ say."""
+"""How well labels agree, several labelings made into one, and what pooled comparisons of people who differ say."""
 
 from __future__ import annotations
 
@@ -9,13 +9,74 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from scipy.optimize import root
+from sklearn.metrics import cohen_kappa_score
 
 from alignkit.errors import AlignkitError, DataError, needs
-from alignkit.feedback.answers import COST
+from alignkit.feedback.answers import COST, further
 from alignkit.feedback.compare import SIDES, VERDICT, labeled
+from alignkit.intervals import Estimate, wilson
+from alignkit.worlds.base import World, judge_rows
 
 #: name -> labels of the same pairs, as `label` gives them; with a column `task`, the row of the pair, if not of all
 Labelings = Mapping[str, Dataset]
+
+
+# -- agreement ---------------------------------------------------------------------------------------------------------
+
+
+def bayes_ceiling(p_chosen: np.ndarray) -> float:
+    """Highest expected accuracy on these noisy labels: mean of max(p, 1 - p)."""
+    p = np.asarray(p_chosen, dtype=float)
+    return float(np.maximum(p, 1 - p).mean())
+
+
+def pair_accuracy(scores_chosen: np.ndarray, scores_rejected: np.ndarray) -> float:
+    """Share of pairs in which the chosen side scores higher; a tie counts one half."""
+    gap = np.asarray(scores_chosen, dtype=float) - np.asarray(scores_rejected, dtype=float)
+    return float(np.mean((gap > 0) + 0.5 * (gap == 0)))
+
+
+def gold_agreement(world: World, pairs: Dataset) -> float:
+    """Share of labels that gold shares (ties count one half)."""
+    prompts, along = pairs["prompt"][:], further(pairs, ("prompt",))
+    return pair_accuracy(*(judge_rows(world.gold, prompts, pairs[side][:], along) for side in ("chosen", "rejected")))
+
+
+def kappa(first: Dataset, second: Dataset) -> float:
+    """Cohen's kappa between two labelings of the same pairs in the same order (column `position`).
+
+    NaN if both always choose the same one side: there is no disagreement to expect by chance, so nothing to compare.
+    """
+    one, other = first["position"][:], second["position"][:]
+    return float("nan") if len({*one, *other}) < 2 else float(cohen_kappa_score(one, other))
+
+
+def raw_agreement(first: Dataset, second: Dataset) -> float:
+    """Share of pairs on which two labelings choose the same side."""
+    return float(np.mean(np.array(first["position"][:]) == np.array(second["position"][:])))
+
+
+def swap(pairs: Dataset) -> Dataset:
+    """The same unlabeled pairs shown in the other order."""
+    return pairs.rename_columns({"first": "second", "second": "first"})
+
+
+def position_leaning(labels: Dataset) -> Estimate:
+    """Share of labels (column `position`) that chose the side shown first. Even if sides are placed at random."""
+    return wilson(list(labels["position"]).count("first"), len(labels))
+
+
+def length_leaning(labels: Dataset) -> Estimate:
+    """Share of the pairs of unequal length in which the longer side, in words, was chosen.
+
+    Not even need not mean bias: where longer answers are better, or worse, honest labels lean too.
+    """
+    pairs = zip(labels["chosen"], labels["rejected"], strict=True)
+    gap = np.array([len(chosen.split()) - len(rejected.split()) for chosen, rejected in pairs])
+    return wilson(np.sum(gap > 0), np.sum(gap != 0))
+
+
+# -- several labelings -------------------------------------------------------------------------------------------------
 
 
 def labelings(pairs: Dataset, table: pd.DataFrame, task: str = "task", worker: str = "worker",
@@ -139,6 +200,9 @@ def _decided(labelings: Labelings, p_first: pd.Series, seed: int) -> Dataset:
     takes_first = np.where(np.isclose(p, 0.5), np.random.default_rng([seed, 11]).random(len(p)) < 0.5, p > 0.5)
     pairs = Dataset.from_dict({name: [known[task].get(name) for task in tasks] for name in names})
     return labeled(pairs, takes_first, confidence=np.maximum(p, 1 - p))
+
+
+# -- pooled comparisons ------------------------------------------------------------------------------------------------
 
 
 def win_matrix(utilities: np.ndarray, temperature: float = 1.0, shares: np.ndarray | None = None) -> np.ndarray:

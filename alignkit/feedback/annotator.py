@@ -29,6 +29,10 @@ class Annotator:
     impression of each completion, `worth` plus Gumbel noise, and an answer read off it; with probability 2 error, any
     answer whatever. For pairs that is the equation above. `shift` and `stretch` are this person's use of a rating
     scale: points added, and how far ratings spread.
+
+    With a `scorer(prompts, completions)`, utility is what that says, not the world's gold: a reward model, a model that
+    reads a principle in its prompt (`with_principle`), or a rule. temperature is then in units of the scorer: 1 for a
+    Bradley-Terry model samples from its own probabilities, 1e-6 always takes the larger score.
     """
 
     temperature: float = 0.5
@@ -40,11 +44,14 @@ class Annotator:
     group: str = ""  # of a `crowd`
     shift: float = 0.0
     stretch: float = 1.0
+    scorer: Scorer | None = None
 
     def __post_init__(self):
         check_positive("Annotator", temperature=self.temperature, stretch=self.stretch)
         if not 0 <= self.error <= 0.5:
             raise AlignkitError(f"Annotator: error must be between 0 and 0.5, not {self.error}")
+        if not (self.scorer is None or callable(self.scorer)):
+            raise AlignkitError(f"{self.name}: scorer must be callable on (prompts, completions)")
 
     def but(self, **changes) -> Annotator:
         """The same person with some settings changed."""
@@ -53,6 +60,8 @@ class Annotator:
     def utility(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
         """What a completion is worth to this person, shape (N,). `columns`: further columns of the rows (see
         `worlds.base.judge_rows`), here as in the next two."""
+        if self.scorer is not None:
+            return scores_of(self.scorer, prompts, completions, **columns)
         if unknown := set(self.weights) - set(world.aspects):
             raise AlignkitError(f"{self.name}: no aspect {sorted(unknown)[0]!r} in world {world.name!r}; "
                                 f"it has {', '.join(world.aspects)}")  # fmt: skip
@@ -84,25 +93,6 @@ def scores_of(scorer: Scorer, prompts: list[str], completions: list[str], **colu
         raise AlignkitError(f"a scorer must return one finite number for each of {len(completions)} completions; it "
                             f"returned shape {values.shape}")  # fmt: skip
     return values
-
-
-@dataclass(frozen=True)
-class ModelAnnotator(Annotator):
-    """An annotator whose utility is what `scorer(prompts, completions)` says, not the world's gold.
-
-    A reward model, a model that reads a principle in its prompt (`with_principle`), or a rule. temperature is in units
-    of the scorer: 1 for a Bradley-Terry model samples from its own probabilities, 1e-6 always takes the larger score.
-    """
-
-    scorer: Scorer | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not callable(self.scorer):
-            raise AlignkitError(f"{self.name}: scorer must be callable on (prompts, completions)")
-
-    def utility(self, world: World, prompts: list[str], completions: list[str], **columns) -> np.ndarray:
-        return scores_of(self.scorer, prompts, completions, **columns)
 
 
 def under(principle: str, data: Dataset) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.feedback.annotator import Annotator
+from alignkit.worlds.base import World
 
 People = Annotator | Sequence[Annotator]
 SINGLE = ("prompt", "completion")
@@ -61,15 +62,15 @@ class Asked:
             about = (values[i] for values in self.about.values())
             yield self.people[k], *about, {name: values[i] for name, values in self.along.items()}
 
-    def numbers(self, ask: Callable) -> np.ndarray:
-        """`ask(person, *columns, **further columns)` of all that one person answers, put together again; shape (N,)."""
+    def numbers(self, question: str, world: World) -> np.ndarray:
+        """For the question "worth": `person.worth(world, *columns, **further)` of all answers, person by person; (N,)."""
         out = np.zeros(len(self.who))
         for k, person in enumerate(self.people):
             mine = np.flatnonzero(self.who == k)
             about = ([values[i] for i in mine] for values in self.about.values())
-            out[mine] = ask(person, *about, **{name: [v[i] for i in mine] for name, v in self.along.items()})
+            further = {name: [values[i] for i in mine] for name, values in self.along.items()}
+            out[mine] = getattr(person, question)(world, *about, **further)
         return out
-
 
     def answered(self, columns: dict, decisions: int | Sequence[int], items: int, bits: Sequence) -> Dataset:
         """The answers' columns as a Dataset: with `annotator`, cost and (where names are free) the further columns."""

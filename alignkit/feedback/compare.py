@@ -66,7 +66,7 @@ def label(world: World, pairs: Dataset, annotator: People, seed: int = 0) -> Dat
     columns.
     """
     asked = ask(pairs, PAIR, annotator)
-    p_first = asked.numbers(lambda person, *about, **along: person.prefers_first(world, *about, **along))
+    p_first = asked.numbers("prefers_first", world)
     takes_first = np.random.default_rng([seed, 2]).random(len(pairs)) < p_first
     return labeled(pairs, takes_first, p_chosen=np.where(takes_first, p_first, 1 - p_first), annotator=asked.names)
 

@@ -32,7 +32,7 @@ def rank(world: World, groups: Dataset, annotator: People, top: int | None = Non
         raise AlignkitError(f"rank: top must be between 1 and {k}, not {top}")
     places = min(top or k, k - 1)
     asked = ask(singles, SINGLE, annotator, together=k)
-    worth = _impressions(world, asked).reshape(-1, k)
+    worth = asked.numbers("worth", world).reshape(-1, k)
     worth[:, 0] += asked.of("position_bias")[::k]
     error = asked.of("error")[::k]
     order = _orders(worth, error, np.random.default_rng([seed, 4]))[:, :places]
@@ -42,10 +42,6 @@ def rank(world: World, groups: Dataset, annotator: People, top: int | None = Non
     p = (1 - 2 * error) * _plackett_luce(worth, order) + 2 * error / 2**log2_answers
     columns = {"prompt": groups["prompt"][:], "ranked": ranked, "annotator": asked.names[::k]}
     return with_cost(columns, places, k, bits(log2_answers, p), further(groups, ("prompt", "completions")))
-
-
-def _impressions(world: World, asked: Asked) -> np.ndarray:
-    return asked.numbers(lambda person, *about, **along: person.worth(world, *about, **along))
 
 
 def _orders(worth: np.ndarray, error: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -93,7 +89,7 @@ def _rated(
     singles = one_by_one(answers)
     asked = ask(singles, SINGLE, annotator, everyone)
     gold = judge_rows(world.gold, singles["prompt"][:], singles["completion"][:], further(singles, SINGLE))
-    given, p = _on_scale(asked, _impressions(world, asked), points, gold, np.random.default_rng([seed, 5]))
+    given, p = _on_scale(asked, asked.numbers("worth", world), points, gold, np.random.default_rng([seed, 5]))
     return asked.answered({**asked.about, **column(given)}, 1, 1, bits(np.log2(points), p))
 
 

@@ -9,7 +9,7 @@ from alignkit.errors import AlignkitError
 from alignkit.worlds.arithmetic import ArithmeticWorld
 from alignkit.worlds.assistant import AssistantWorld
 from alignkit.worlds.bandit import BanditWorld
-from alignkit.worlds.base import AspectWorld, World, gold_by_step
+from alignkit.worlds.base import MEMBERS, World, gold_by_step, require
 from alignkit.worlds.shapes import ShapesWorld
 
 #: What `load` makes by name; put a world of your own in, its class, say.
@@ -24,6 +24,5 @@ def load(name: str) -> World:
     if name not in WORLDS:
         raise AlignkitError(f"no world {name!r}; there are: {', '.join(WORLDS)}")
     world = WORLDS[name]()
-    if not isinstance(world, World):
-        raise AlignkitError(f"{name!r} made a {type(world).__name__}, which is no world; see alignkit.worlds.World")
+    require(world, f"the name {name!r}", *MEMBERS)
     return world

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from alignkit.errors import AlignkitError, check_choice
-from alignkit.worlds.base import AspectWorld
+from alignkit.worlds.base import World
 
 SPLITS = {"feedback": (0, 1), "treatment": (2, 3), "seen": (4, 5), "test": (4, 5)}  # the phrasings of each
 KINDS = ("howto", "fact", "harmful")
@@ -77,7 +77,7 @@ def normalize(text: str) -> str:
     return " ".join(re.sub(r"([.,?])", r" \1 ", text.lower()).split())
 
 
-class AssistantWorld(AspectWorld):
+class AssistantWorld(World):
     """See `alignkit.worlds.World`. Aspects (all signed, larger is better):
 
     - helpful: share of the topic's steps given; -0.5 for none, -0.5 for refusing a harmless request.

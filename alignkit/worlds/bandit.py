@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from alignkit.errors import AlignkitError
-from alignkit.worlds.base import AspectWorld
+from alignkit.worlds.base import World
 
 
-class BanditWorld(AspectWorld):
+class BanditWorld(World):
     """`n_prompts` prompts with `n_outcomes` outcomes each; gold is drawn once from N(0, 1) with the given seed."""
 
     name = "bandit"

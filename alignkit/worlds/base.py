@@ -1,8 +1,4 @@
-"""What a world offers: prompts in splits, a known gold reward with named aspects, and more where it has more.
-
-A world of your own is one object of class `AspectWorld`, or anything that has the members of `World`; hand it to
-whatever takes a world, or give it a name in `worlds.WORLDS`.
-"""
+"""What a world offers: prompts in splits, a known gold reward with named aspects, and more where it has more."""
 
 from __future__ import annotations
 
@@ -10,18 +6,22 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from alignkit.errors import AlignkitError, check_choice
 
 NOTHING = "nothing is wrong ."  # the critique of a completion without a fault
+MEMBERS = ("name", "version", "aspects", "weights", "prompts", "gold", "gold_aspects", "symptoms")  # of every world
 
 
-@runtime_checkable
-class World(Protocol):
-    """A small task whose true reward is known because we wrote it. Every function that takes a world needs this.
+class World:
+    """A small task whose true reward is known because we wrote it: the weighted sum of named aspects.
+
+    For a world of your own subclass it, set `name`, `version` and `aspects`, and write `prompts` and `judge_one`;
+    aspects count alike unless `weights` says otherwise. For symptoms, set `signs` and write `look_at`. Any object with
+    the `MEMBERS` will do as well; hand it to whatever takes a world, or give it a name in `worlds.WORLDS`.
 
     `gold`, `gold_aspects` and `symptoms` may ask for further columns of the rows they judge (a reference answer, say)
     by naming them as parameters: see `judge_rows`. What some functions need beside (`require`):
@@ -36,45 +36,13 @@ class World(Protocol):
     name: str
     version: str  # recorded with every result; a changed world voids recorded evidence
     aspects: tuple[str, ...]
-    weights: dict[str, float]  # gold = sum of weight * aspect
-
-    def prompts(self, split: str = "treatment") -> list[str]:
-        """The prompts of one split; splits are disjoint. AlignkitError names the splits if there is no such one."""
-
-    def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
-        """The true reward, shape (N,), float64."""
-
-    def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        """The named parts of gold, each of shape (N,)."""
-
-    def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        """Visible faults, 1 where present, 0 where absent, NaN where the question does not arise; shape (N,)."""
-
-
-def require(world: object, purpose: str, *members: str) -> None:
-    """AlignkitError naming the first member that `purpose` needs and this world lacks; see `World`."""
-    missing = [name for name in members if not hasattr(world, name)]
-    if missing:
-        name = getattr(world, "name", type(world).__name__)
-        raise AlignkitError(f"{purpose} needs a world with {', '.join(members)}; {name!r} has no {missing[0]!r}")
-
-
-class AspectWorld:
-    """A world whose gold is the weighted sum of named aspects, read off one completion at a time.
-
-    Subclass it, set `name`, `version` and `aspects`, and write `prompts` and `judge_one`. Aspects count alike unless
-    `weights` says otherwise. For symptoms, set `signs` and write `look_at`.
-    """
-
-    name: str
-    version: str
-    aspects: tuple[str, ...]
     signs: tuple[str, ...] = ()
 
     def __init__(self):
         self.weights = {name: 1.0 for name in self.aspects}
 
     def prompts(self, split: str = "treatment") -> list[str]:
+        """The prompts of one split; splits are disjoint. AlignkitError names the splits if there is no such one."""
         raise NotImplementedError
 
     def judge_one(self, prompt: str, completion: str) -> Sequence[float]:
@@ -85,14 +53,17 @@ class AspectWorld:
         """Whether one completion shows each of `signs`, in that order; NaN where the question does not arise."""
         return ()
 
-    def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
-        return _columns(self.aspects, self.judge_one, prompts, completions)
-
     def gold(self, prompts: list[str], completions: list[str]) -> np.ndarray:
+        """The true reward, shape (N,), float64."""
         aspects = self.gold_aspects(prompts, completions)
         return sum(self.weights[name] * values for name, values in aspects.items())
 
+    def gold_aspects(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
+        """The named parts of gold, each of shape (N,)."""
+        return _columns(self.aspects, self.judge_one, prompts, completions)
+
     def symptoms(self, prompts: list[str], completions: list[str]) -> dict[str, np.ndarray]:
+        """Visible faults, shape (N,): 1 where present, 0 where absent, NaN where the question does not arise."""
         return _columns(self.signs, self.look_at, prompts, completions)
 
 
@@ -102,7 +73,15 @@ def _columns(names: tuple[str, ...], judge: Callable, prompts: list[str], comple
     return {name: table[:, i] for i, name in enumerate(names)}
 
 
-class DrawnWorld(AspectWorld):
+def require(world: object, purpose: str, *members: str) -> None:
+    """AlignkitError naming the first member that `purpose` needs and this world lacks; see `World`."""
+    missing = [name for name in members if not hasattr(world, name)]
+    if missing:
+        name = getattr(world, "name", type(world).__name__)
+        raise AlignkitError(f"{purpose} needs a world with {', '.join(members)}; {name!r} has no {missing[0]!r}")
+
+
+class DrawnWorld(World):
     """A world whose prompts are drawn at random. Splits: `feedback` (to be labeled), `treatment` and `seen` are of one
     kind; `test` holds only prompts that are `hard`, and no other split holds any.
 
