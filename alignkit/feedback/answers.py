@@ -63,7 +63,7 @@ class Asked:
             yield self.people[k], *about, {name: values[i] for name, values in self.along.items()}
 
     def numbers(self, question: str, world: World) -> np.ndarray:
-        """For the question "worth": `person.worth(world, *columns, **further)` of all answers, person by person; (N,)."""
+        """For the question "worth": `person.worth(world, *columns, **further)` person by person; shape (N,)."""
         out = np.zeros(len(self.who))
         for k, person in enumerate(self.people):
             mine = np.flatnonzero(self.who == k)
