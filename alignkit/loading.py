@@ -121,9 +121,6 @@ def check_weights(model, told: dict) -> None:
 
 def _no_policy(source: str, why: str) -> str:
     names = sorted({p.parent.name.rsplit("-", 1)[0] for p in MODELS.glob("*/config.json")})
-    return (
-        f"could not load a policy from {source!r}: {why}. Give a shipped name "
-        f"({', '.join(names) or 'none built yet'}), "
-        "a folder with config.json, model.safetensors and a tokenizer, or a Hub id such as 'org/name' "
-        "(which needs a network or a local cache)."
-    )
+    return (f"could not load a policy from {source!r}: {why}. Give a shipped name "
+            f"({', '.join(names) or 'none built yet'}), a folder with config.json, model.safetensors and a tokenizer, "
+            "or a Hub id such as 'org/name' (which needs a network or a local cache).")  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,6 @@ class PictureBatch(Batch):
 
     def rows(self, index) -> PictureBatch:
         return PictureBatch(**vars(super().rows(index)), pixels=self.pixels[index])
-
-    def seeing(self, pixels: Tensor) -> PictureBatch:
-        """The same tokens beside other pictures."""
-        return replace(self, pixels=pixels)
 
 
 class Seen(list):
@@ -72,13 +68,6 @@ def to_values(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def blank(prompt: str) -> np.ndarray:
-    """An even gray instead of any picture of world "shapes"."""
-    from alignkit.worlds.shapes import SIDE
-
-    return np.full((SIDE, SIDE, 3), GRAY, dtype=np.uint8)
-
-
 class PicturePolicy(Policy):
     """A Llava model; `look` gives the picture a prompt names. The prompt's text itself is never shown to the model.
 
@@ -106,7 +95,8 @@ class PicturePolicy(Policy):
 
     def blind(self) -> PicturePolicy:
         """The same model, always shown an even gray."""
-        return self.seeing(blank, f"{self.name}, blind")
+        gray = np.full((self.side, self.side, 3), GRAY, dtype=np.uint8)
+        return self.seeing(lambda prompt: gray, f"{self.name}, blind")
 
     # -- prompts to tokens and pixels ----------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
 
 
 def positions(attention: Tensor) -> Tensor:
-    """Position of each token counted from the first one that is not padding."""
+    """Position of each token, counted from the first that is not padding."""
     return (attention.cumsum(-1) - 1).clamp(min=0)
 
 
@@ -83,18 +83,14 @@ class Reading:
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order, repeated where an index is."""
-        self.logits = self.logits[rows]
-        self._select(rows)
-
-    def _select(self, rows: Tensor) -> None:
-        self.ids, self.attention = self.ids[rows], self.attention[rows]
+        self.logits, self.ids, self.attention = self.logits[rows], self.ids[rows], self.attention[rows]
         if self.cache is not None:
             select_rows(self.cache, rows)
 
     def append(self, token: Tensor, rows: Tensor | None = None) -> None:
         """Each of the `rows` (default: all) goes on with its token, shape (rows,); the others are left."""
         if rows is not None:
-            self._select(rows)
+            self.select(rows)
         place = self.attention.sum(1, keepdim=True)
         self.attention = F.pad(self.attention, (0, 1), value=1)
         self.ids = torch.cat([self.ids, token[:, None]], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,10 +61,7 @@ def pad(heads: list[list[int]], tails: list[list[int]], padding: int, device: to
 
 
 def as_rows(what: str, rows: Iterable) -> list:
-    """The rows as a list; AlignkitError if one text, one conversation or a whole data set stands where many are meant.
-
-    `what`: the argument's name.
-    """
+    """The rows of the argument `what` as a list; AlignkitError if it is one text, one conversation or a data set."""
     columns = getattr(rows, "column_names", getattr(rows, "columns", None))
     if columns is not None:
         raise AlignkitError(f"`{what}` is a data set with the columns {list(columns)}; give one of them, as data[...]")
@@ -114,18 +112,16 @@ def tokenize(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of each prompt and of its completion, as TRL 1.16 makes them for SFT, KTO and reward models.
 
-    Text behind text: the two are joined as they stand, the end-of-sequence token is added unless it is there, and the
-    whole is tokenized at once. Messages behind messages: the chat template is applied to the whole, and adds what ends
-    a turn; no further token is. In both cases the completion begins at the first token that differs from the prompt
-    tokenized alone (with the template's generation prompt). TRL's DPO lets both sides of a pair begin at the earlier
-    place (`Policy.encode_pairs`); its reward trainer takes the same ids and knows no completion mask.
+    Text behind text is joined as it stands, ended by the end-of-sequence token (unless it is there, or `ended` is
+    False), and tokenized at once; so are messages behind messages, where the chat template adds what ends a turn. The
+    completion begins at the first token that differs from the prompt tokenized alone (with the template's generation
+    prompt). TRL's DPO lets both sides of a pair begin at the earlier place (`Policy.encode_pairs`); its reward trainer
+    takes the same ids and knows no completion mask.
 
-    Two kinds TRL has not: text behind messages follows the generation prompt, tokenized on its own, and token ids are
-    taken as they are, `ended` or not. Not read are the columns `tools` and `chat_template_kwargs`, which TRL hands to
-    the template. Between text and text stands the tokenizer's `completion_prefix`
-    (tokenizer_config.json): nothing, but for tokenizers that split at whitespace only, such as those of the worlds.
-
-    Where `ended` is False, no end token follows the last word.
+    TRL has not: text behind messages, which follows the generation prompt, tokenized on its own; token ids, taken as
+    they are, `ended` or not; the tokenizer's `completion_prefix` (tokenizer_config.json) between text and text, for
+    tokenizers that split at whitespace only, such as those of the worlds. Not read are the columns `tools` and
+    `chat_template_kwargs`, which TRL hands to the template.
     """
     n = len(prompts)
     if n != len(completions):
@@ -164,23 +160,18 @@ def _tokenize_row(tokenizer, row: int, prompt: Prompt, completion: Completion, e
 
 
 def _parted(head: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
-    """`whole` up to where it differs from `head`, and the rest; its first token, which nothing predicts, is no part of
-    the rest."""
-    start = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), min(len(head), len(whole)))
-    start = max(1, start)
+    """`whole` up to where it differs from `head`, at least its first token, which nothing predicts; and the rest."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(head, whole, strict=False))
+    start = max(1, sum(1 for _ in same))
     return whole[:start], whole[start:]
 
 
 def micro_batches(lengths: Tensor, vocabulary: int, rows: int, budget: int = LOGITS) -> list[Tensor]:
     """Row indices of consecutive micro-batches: at most `rows` rows and `budget` logits each, at least one row.
 
-    `lengths`: tokens of each row, shape (N,), in the order in which rows are to be read. A micro-batch counts as (its
-    rows) x (its longest row) x `vocabulary` logits. Where the budget doesn't bind, as for small vocabularies, the
-    result is `torch.arange(N).split(rows)`. Sort by length first and take `order[part]` to spare padding:
-
-        order = lengths.argsort()
-        for part in micro_batches(lengths[order], policy.vocabulary, rows=512):
-            out[order[part]] = policy.token_logprobs(batch.rows(order[part])).sum(1)
+    `lengths` (N,): tokens of each row, in the order in which they are to be read; sort first, to spare padding. A
+    micro-batch counts as (its rows) x (its longest row) x `vocabulary` logits. Where the budget doesn't bind, as for
+    small vocabularies, the result is `torch.arange(N).split(rows)`.
     """
     parts = []
     for block in torch.arange(len(lengths)).split(max(1, rows)):

@@ -1,6 +1,7 @@
 """Pictures and captions: the world's gold, a policy that sees, rewards that see or don't, and mDPO."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from datasets import Dataset
 from alignkit import optimize, rewards, worlds
 from alignkit.errors import AlignkitError, DataError
 from alignkit.lab.build import build_patient, make_picture_policy
-from alignkit.pictures import GRAY, blank, load_picture_policy, with_images
+from alignkit.pictures import GRAY, load_picture_policy, with_images
 from alignkit.policy import MODELS
 from alignkit.worlds.shapes import KINDS, read
 
@@ -131,8 +132,9 @@ def test_the_pixels_matter_and_the_name_does_not(shapes, seer):
     prompts = shapes.prompts("seen")[:8]
     captions = [shapes.ideal(p) for p in prompts]
     batch = seer.encode(prompts, captions)
-    assert not torch.allclose(seer.logits(batch), seer.logits(batch.seeing(batch.pixels.flip(0))), atol=0.1)
-    own, swapped = (seer.token_logprobs(b).sum(1).mean() for b in (batch, batch.seeing(batch.pixels.roll(1, 0))))
+    assert not torch.allclose(seer.logits(batch), seer.logits(replace(batch, pixels=batch.pixels.flip(0))), atol=0.1)
+    others = replace(batch, pixels=batch.pixels.roll(1, 0))
+    own, swapped = (seer.token_logprobs(b).sum(1).mean() for b in (batch, others))
     assert own > swapped + 1
     same = seer.seeing(lambda name: shapes.picture(prompts[0]))
     assert len(set(same.sample(prompts[:3], temperature=0.0)[k][0] for k in range(3))) == 1
@@ -209,7 +211,7 @@ def test_a_blind_reward_says_the_same_whatever_the_picture_and_one_that_sees_doe
     said = ["the picture shows a red circle ."] * 6
     assert len(set(blind(prompts, said).scores.round(6))) == 1
     assert len(set(sees(prompts, said).scores.round(6))) > 1
-    assert (blank("anything") == GRAY).all()
+    assert (seer.blind().look("anything") == GRAY).all()
 
 
 def test_a_reward_that_sees_is_fit_saved_and_loaded(caption_pairs, seer, tmp_path):

@@ -1,18 +1,8 @@
 """Follow-up: charts, the measurement core, comparisons. One way to measure each thing."""
 
-from alignkit.evaluation.benchmark import (
-    Assessment,
-    assess,
-    build_benchmark,
-    order_flips,
-    rewritten,
-    ties_score,
-    variance_share,
-)
+from alignkit.evaluation.benchmark import assess, build_benchmark, order_flips, rewritten, ties_score, variance_share
 from alignkit.evaluation.compare import Chart, Scaled, chart, measure, side_by_side, spread
 from alignkit.evaluation.core import (
-    MIN_ESS,
-    Frontier,
     best_of_n_curve,
     best_of_n_kl,
     best_of_n_weights,
@@ -25,6 +15,4 @@ from alignkit.evaluation.core import (
     sequence_kl,
     tilted_front,
 )
-from alignkit.evaluation.drift import Watch, agreements, peek, usual_rate, watch
-from alignkit.evaluation.perturb import PERTURBATIONS, Perturbation
-from alignkit.evaluation.scaling import Fit, bootstrap_fit, compare_forms, fit_form, highest, safe_kl
+from alignkit.evaluation.drift import agreements, peek, usual_rate, watch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,6 +84,6 @@ def mdpo(
     zeros = torch.zeros(len(pairs))
     extra = {"corrupted": zeros, "ref_corrupted": zeros}  # without the pictures' term this is DPO, at its price
     if conditional:
-        extra = {"corrupted": chosen.seeing(crop(chosen.pixels, keep, seed))}
+        extra = {"corrupted": replace(chosen, pixels=crop(chosen.pixels, keep, seed))}
     return from_pairs(policy, pairs, mdpo_loss, "mdpo", extra=extra, beta=beta, delta=delta, conditional=conditional,
                       anchor=anchor, seed=seed, **options)  # fmt: skip
