@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignkit import tokens
 from alignkit.errors import AlignkitError, ContextError, check_choice
 from alignkit.loading import MODELS, load_model
 from alignkit.sampling import Reading, continue_rows, draw, forward, is_recurrent, positions, select_rows
-from alignkit.tokens import LOGITS, Batch, Completion, Ended, Prompt, micro_batches, shuffled_batches
+from alignkit.tokens import LOGITS, Batch, Completion, Encoder, Prompt, as_rows, micro_batches, shuffled_batches
 
 __all__ = [
     "MODELS", "Batch", "Completion", "Policy", "Prompt", "Reading", "Rollout", "check_same_vocabulary", "copy_model",
@@ -41,7 +40,7 @@ class Rollout:
     ended: Tensor
 
 
-class Policy:
+class Policy(Encoder):
     """Wraps `model` and `tokenizer`; `name` is for showing.
 
     `precision` "bf16" or "fp16" runs forward passes under autocast; the weights keep their type. `logit_budget`: how
@@ -70,8 +69,8 @@ class Policy:
         """Longest sequence of tokens the model takes; without any limit of its own, as of Mamba, a billion."""
         config = self.model.config.get_text_config()
         names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
-        own = next((n for n in (getattr(config, name, None) for name in names) if n), None)
-        return own or min(self.tokenizer.model_max_length, 10**9)
+        own = filter(None, (getattr(config, name, None) for name in names))
+        return next(own, min(self.tokenizer.model_max_length, 10**9))
 
     @property
     def vocabulary(self) -> int:
@@ -105,66 +104,6 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return Path(folder)
-
-    # -- text to tokens ------------------------------------------------------------------------------------------
-
-    def as_read(self, prompt: Prompt) -> Prompt:
-        """The prompt as the model reads it; a policy with a context in front of every prompt adds it here."""
-        return prompt
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
-        return tokens.prompt_ids(self.tokenizer, self.as_read(prompt))
-
-    def completion_ids(self, completion: str, ended: bool = True) -> list[int]:
-        """Token ids of a text on its own, followed by the end-of-sequence token if it ended.
-
-        What the same text becomes behind a prompt is told by `tokenize`: tokens may merge where the two meet.
-        """
-        return tokens.completion_ids(self.tokenizer, completion, ended)
-
-    def tokenize(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of each prompt and of its completion: see `alignkit.tokens.tokenize`."""
-        read = [self.as_read(prompt) for prompt in tokens.as_rows("prompts", prompts)]
-        return tokens.tokenize(self.tokenizer, read, tokens.as_rows("completions", completions), ended)
-
-    def encode(self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True) -> Batch:
-        """The rows of `tokenize` as a batch. ContextError names the first row that does not fit the context."""
-        return self._checked(*self.tokenize(prompts, completions, ended))
-
-    def encode_pairs(
-        self, prompts: Sequence[Prompt], chosen: Sequence[Completion], rejected: Sequence[Completion]
-    ) -> Batch:
-        """All chosen, then all rejected rows (2N), as TRL's DPO makes them: both sides begin at the same token.
-
-        ContextError names the pair that does not fit.
-        """
-        prompts, chosen, rejected = (
-            tokens.as_rows(*given) for given in (("prompts", prompts), ("chosen", chosen), ("rejected", rejected))
-        )
-        n = len(prompts)
-        heads, tails = self.tokenize(prompts * 2, chosen + rejected)
-        for a, b in zip(range(n), range(n, 2 * n), strict=True):
-            start = min(len(heads[a]), len(heads[b]))
-            for i in (a, b):
-                if len(heads[i]) > start:
-                    heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
-        return self._checked(heads, tails, n)
-
-    def _checked(self, heads: list[list[int]], tails: list[list[int]], n: int | None = None) -> Batch:
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            if len(head) + len(tail) > self.context:
-                raise ContextError(
-                    f"row {row % (n or len(heads))}: prompt ({len(head)} tokens) and completion ({len(tail)}) exceed "
-                    f"the context of {self.context} tokens of {self.name!r}; shorten or drop that row."
-                )
-        return self.pad(heads, tails)
-
-    def pad(self, heads: list[list[int]], tails: list[list[int]]) -> Batch:
-        """Token ids of prompts and completions as one batch."""
-        return tokens.pad(heads, tails, self.tokenizer.pad_token_id, self.device)
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -254,7 +193,7 @@ class Policy:
         rounding only: a token changes where its number lies within rounding of a bound between two tokens.
         `temperature` 0 is greedy. Sampling stops at any of the model's end tokens or after max_new_tokens.
         """
-        prompts = tokens.as_rows("prompts", prompts)
+        prompts = as_rows("prompts", prompts)
         if not prompts or n < 1 or max_new_tokens < 1:
             raise AlignkitError(f"nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}; "
                                 "all must be at least 1")  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, ContextError
 
 Prompt = str | list[dict]  # plain text, or messages for a chat model
 Completion = str | list[dict] | list[int]  # text, messages, or token ids that were sampled
@@ -49,17 +49,6 @@ class Batch:
         return [row[:n] for row, n in zip(self.completion.tolist(), self.mask.sum(1).tolist(), strict=True)]
 
 
-def pad(heads: list[list[int]], tails: list[list[int]], padding: int, device: torch.device | None = None) -> Batch:
-    """Token ids of prompts and completions as one batch; `padding`: the id that fills it."""
-    left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
-    rows = list(zip(heads, tails, strict=True))
-    ids = torch.tensor([[padding] * (left - len(h)) + h + t + [padding] * (right - len(t)) for h, t in rows])
-    attention = torch.tensor([[0] * (left - len(h)) + [1] * (len(h) + len(t)) + [0] * (right - len(t))
-                              for h, t in rows])  # fmt: skip
-    ids, attention = (x.long().view(len(rows), left + right).to(device) for x in (ids, attention))
-    return Batch(ids, attention, ids[:, left:], attention[:, left:])
-
-
 def as_rows(what: str, rows: Iterable) -> list:
     """The rows of the argument `what` as a list; AlignkitError if it is one text, one conversation or a data set."""
     columns = getattr(rows, "column_names", getattr(rows, "columns", None))
@@ -73,90 +62,139 @@ def as_rows(what: str, rows: Iterable) -> list:
     return rows
 
 
-def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if not isinstance(prompt, Sequence) or not all(isinstance(turn, dict) for turn in prompt):
-        raise AlignkitError(f"a prompt is text or messages, not {prompt!r:.60}")
-    return templated(tokenizer, prompt, add_generation_prompt=True)
+class Encoder:
+    """The half of a policy that turns text into tokens; the other half has `tokenizer`, `name`, `device`, `context`."""
 
+    def as_read(self, prompt: Prompt) -> Prompt:
+        """The prompt as the model reads it; a policy with a context in front of every prompt adds it here."""
+        return prompt
 
-def completion_ids(tokenizer, completion: str, ended: bool = True) -> list[int]:
-    """Token ids of a text on its own, followed by the end-of-sequence token if it ended."""
-    ids = tokenizer(completion, add_special_tokens=False)["input_ids"] if completion else []
-    return ids + [tokenizer.eos_token_id] * (ended and ids[-1:] != [tokenizer.eos_token_id])
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt that is to be answered: text as it is, messages through the tokenizer's template."""
+        return self._ids(self.as_read(prompt))
 
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        if not isinstance(prompt, Sequence) or not all(isinstance(turn, dict) for turn in prompt):
+            raise AlignkitError(f"a prompt is text or messages, not {prompt!r:.60}")
+        return self._templated(prompt, add_generation_prompt=True)
 
-def templated(tokenizer, messages: list[dict], **options) -> list[int]:
-    """Token ids of messages; AlignkitError if the tokenizer has no chat template."""
-    if not tokenizer.chat_template:
-        raise AlignkitError(
-            "there are messages, but the tokenizer has no chat template; write prompts and completions as text, or set "
-            "tokenizer.chat_template"
+    def completion_ids(self, completion: str, ended: bool = True) -> list[int]:
+        """Token ids of a text on its own, followed by the end-of-sequence token if it ended.
+
+        What the same text becomes behind a prompt is told by `tokenize`: tokens may merge where the two meet.
+        """
+        ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"] if completion else []
+        return ids + [self.tokenizer.eos_token_id] * (ended and ids[-1:] != [self.tokenizer.eos_token_id])
+
+    def _templated(self, messages: list[dict], **options) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise AlignkitError("there are messages, but the tokenizer has no chat template; write prompts and "
+                                "completions as text, or set tokenizer.chat_template")  # fmt: skip
+        try:
+            return self.tokenizer.apply_chat_template(messages, return_dict=False, **options)
+        except (ValueError, TemplateError) as error:
+            raise AlignkitError(f"the chat template does not take the messages {messages!r:.80}: {error}") from error
+
+    def tokenize(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of each prompt and of its completion, as TRL 1.16 makes them for SFT, KTO and reward models.
+
+        Text behind text is joined as it stands, ended by the end-of-sequence token (unless it is there, or `ended` is
+        False), and tokenized at once; so are messages behind messages, where the chat template adds what ends a turn.
+        The completion begins at the first token that differs from the prompt tokenized alone (with the template's
+        generation prompt). TRL's DPO lets both sides of a pair begin at the earlier place (`encode_pairs`); its reward
+        trainer takes the same ids and knows no completion mask.
+
+        TRL has not: text behind messages, which follows the generation prompt, tokenized on its own; token ids, taken
+        as they are, `ended` or not; the tokenizer's `completion_prefix` (tokenizer_config.json) between text and text,
+        for tokenizers that split at whitespace only, such as those of the worlds. Not read are the columns `tools` and
+        `chat_template_kwargs`, which TRL hands to the template.
+        """
+        prompts = [self.as_read(prompt) for prompt in as_rows("prompts", prompts)]
+        completions, n = as_rows("completions", completions), len(prompts)
+        if n != len(completions):
+            raise AlignkitError(f"{n} prompts but {len(completions)} completions: one each is needed")
+        ended = [ended] * n if isinstance(ended, bool) else [bool(e) for e in ended]
+        if len(ended) != n:
+            raise AlignkitError(f"{n} rows but {len(ended)} values of `ended`: one each is needed, or one for all")
+        heads: list[list[int]] = [[]] * n
+        tails: list[list[int]] = [[]] * n
+        texts = [i for i in range(n) if isinstance(prompts[i], str) and isinstance(completions[i], str)]
+        if texts:
+            prefix, end = self.tokenizer.init_kwargs.get("completion_prefix", ""), self.tokenizer.eos_token
+            asked = [prompts[i] for i in texts]
+            said = [prefix + completions[i] + end * (ended[i] and not completions[i].endswith(end)) for i in texts]
+            alone = self.tokenizer(asked)["input_ids"]
+            whole = self.tokenizer([head + tail for head, tail in zip(asked, said, strict=True)])["input_ids"]
+            extra = 0 if all(ended) else self._appended()
+            for i, head, ids in zip(texts, alone, whole, strict=True):
+                heads[i], tails[i] = _parted(head, ids if ended[i] else ids[: len(ids) - extra])
+        for i in {*range(n)} - {*texts}:
+            heads[i], tails[i] = self._tokenize_row(i, prompts[i], completions[i], ended[i])
+        return heads, tails
+
+    def _appended(self) -> int:
+        """How many special tokens the tokenizer itself puts behind a text."""
+        whole, bare = self.tokenizer("a")["input_ids"], self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return next((len(whole) - i - len(bare) for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+
+    def _tokenize_row(self, row: int, prompt: Prompt, completion: Completion, ended: bool):
+        """`tokenize` for one row with messages or token ids."""
+        head = self._ids(prompt)
+        if isinstance(completion, str):
+            return head, self.completion_ids(completion, ended)
+        if not isinstance(completion, Sequence) or any(type(part) is not type(completion[0]) for part in completion):
+            raise AlignkitError(f"row {row}: a completion is text, messages or token ids, not {completion!r:.60}")
+        if not completion or isinstance(completion[0], int):
+            return head, list(completion)
+        if isinstance(prompt, str):
+            raise AlignkitError(f"row {row}: the completion is messages, but the prompt is text; make both the same")
+        return _parted(head, self._templated([*prompt, *completion], continue_final_message=not ended))
+
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True) -> Batch:
+        """The rows of `tokenize` as a batch. ContextError names the first row that does not fit the context."""
+        return self._checked(*self.tokenize(prompts, completions, ended))
+
+    def encode_pairs(
+        self, prompts: Sequence[Prompt], chosen: Sequence[Completion], rejected: Sequence[Completion]
+    ) -> Batch:
+        """All chosen, then all rejected rows (2N), as TRL's DPO makes them: both sides begin at the same token.
+
+        ContextError names the pair that does not fit.
+        """
+        prompts, chosen, rejected = (
+            as_rows(*given) for given in (("prompts", prompts), ("chosen", chosen), ("rejected", rejected))
         )
-    try:
-        return tokenizer.apply_chat_template(messages, return_dict=False, **options)
-    except (ValueError, TemplateError) as error:
-        raise AlignkitError(f"the chat template does not take the messages {messages!r:.80}: {error}") from error
+        n = len(prompts)
+        heads, tails = self.tokenize(prompts * 2, chosen + rejected)
+        for a, b in zip(range(n), range(n, 2 * n), strict=True):
+            start = min(len(heads[a]), len(heads[b]))
+            for i in (a, b):
+                if len(heads[i]) > start:
+                    heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
+        return self._checked(heads, tails, n)
 
+    def _checked(self, heads: list[list[int]], tails: list[list[int]], n: int | None = None) -> Batch:
+        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+            if len(head) + len(tail) > self.context:
+                raise ContextError(
+                    f"row {row % (n or len(heads))}: prompt ({len(head)} tokens) and completion ({len(tail)}) exceed "
+                    f"the context of {self.context} tokens of {self.name!r}; shorten or drop that row."
+                )
+        return self.pad(heads, tails)
 
-def appended(tokenizer) -> int:
-    """How many special tokens the tokenizer itself puts behind a text."""
-    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    return next((len(whole) - i - len(bare) for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-
-
-def tokenize(
-    tokenizer, prompts: Sequence[Prompt], completions: Sequence[Completion], ended: Ended = True
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each prompt and of its completion, as TRL 1.16 makes them for SFT, KTO and reward models.
-
-    Text behind text is joined as it stands, ended by the end-of-sequence token (unless it is there, or `ended` is
-    False), and tokenized at once; so are messages behind messages, where the chat template adds what ends a turn. The
-    completion begins at the first token that differs from the prompt tokenized alone (with the template's generation
-    prompt). TRL's DPO lets both sides of a pair begin at the earlier place (`Policy.encode_pairs`); its reward trainer
-    takes the same ids and knows no completion mask.
-
-    TRL has not: text behind messages, which follows the generation prompt, tokenized on its own; token ids, taken as
-    they are, `ended` or not; the tokenizer's `completion_prefix` (tokenizer_config.json) between text and text, for
-    tokenizers that split at whitespace only, such as those of the worlds. Not read are the columns `tools` and
-    `chat_template_kwargs`, which TRL hands to the template.
-    """
-    n = len(prompts)
-    if n != len(completions):
-        raise AlignkitError(f"{n} prompts but {len(completions)} completions: one each is needed")
-    ended = [ended] * n if isinstance(ended, bool) else [bool(e) for e in ended]
-    if len(ended) != n:
-        raise AlignkitError(f"{n} rows but {len(ended)} values of `ended`: one each is needed, or one for all")
-    heads: list[list[int]] = [[]] * n
-    tails: list[list[int]] = [[]] * n
-    texts = [i for i in range(n) if isinstance(prompts[i], str) and isinstance(completions[i], str)]
-    if texts:
-        prefix, end = tokenizer.init_kwargs.get("completion_prefix", ""), tokenizer.eos_token
-        said = [completions[i] + end * (ended[i] and not completions[i].endswith(end)) for i in texts]
-        alone = tokenizer([prompts[i] for i in texts])["input_ids"]
-        whole = tokenizer([prompts[i] + prefix + text for i, text in zip(texts, said, strict=True)])["input_ids"]
-        extra = 0 if all(ended) else appended(tokenizer)
-        for i, head, ids in zip(texts, alone, whole, strict=True):
-            heads[i], tails[i] = _parted(head, ids if ended[i] else ids[: len(ids) - extra])
-    for i in {*range(n)} - {*texts}:
-        heads[i], tails[i] = _tokenize_row(tokenizer, i, prompts[i], completions[i], ended[i])
-    return heads, tails
-
-
-def _tokenize_row(tokenizer, row: int, prompt: Prompt, completion: Completion, ended: bool):
-    """`tokenize` for one row with messages or token ids."""
-    head = prompt_ids(tokenizer, prompt)
-    if isinstance(completion, str):
-        return head, completion_ids(tokenizer, completion, ended)
-    if not isinstance(completion, Sequence) or any(type(part) is not type(completion[0]) for part in completion):
-        raise AlignkitError(f"row {row}: a completion is text, messages or token ids, not {completion!r:.60}")
-    if not completion or isinstance(completion[0], int):
-        return head, list(completion)
-    if isinstance(prompt, str):
-        raise AlignkitError(f"row {row}: the completion is messages, but the prompt is text; make both the same")
-    return _parted(head, templated(tokenizer, [*prompt, *completion], continue_final_message=not ended))
+    def pad(self, heads: list[list[int]], tails: list[list[int]]) -> Batch:
+        """Token ids of prompts and completions as one batch."""
+        left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
+        rows, fill = list(zip(heads, tails, strict=True)), [self.tokenizer.pad_token_id]
+        ids = [fill * (left - len(h)) + h + t + fill * (right - len(t)) for h, t in rows]
+        attention = [[0] * (left - len(h)) + [1] * (len(h) + len(t)) + [0] * (right - len(t)) for h, t in rows]
+        ids, attention = (torch.tensor(x, dtype=torch.long).view(len(rows), left + right).to(self.device)
+                          for x in (ids, attention))  # fmt: skip
+        return Batch(ids, attention, ids[:, left:], attention[:, left:])
 
 
 def _parted(head: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
