@@ -81,11 +81,6 @@ class PicturePolicy(Policy):
         vision = model.config.vision_config
         self.side, self.patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
 
-    def copy(self, name: str | None = None) -> PicturePolicy:
-        other = self.seeing(self.look, name)
-        other.model = super().copy().model
-        return other
-
     def seeing(self, look: Look, name: str | None = None) -> PicturePolicy:
         """The same model (not a copy), shown other pictures at the same prompts."""
         other = copy.copy(self)

@@ -87,8 +87,9 @@ class Policy(Encoder):
     def copy(self, name: str | None = None) -> Policy:
         """An independent copy: training it leaves this one as it is. With adapters, the frozen base is shared."""
         frozen = [p for p in self.model.parameters() if not p.requires_grad] if self.has_adapters else []
-        other = Policy(copy_model(self.model, share=frozen), self.tokenizer, name or self.name, self.precision)
-        other.logit_budget = self.logit_budget
+        other = copy.copy(self)
+        other.share(self, name or self.name)
+        other.model = copy_model(self.model, share=frozen).eval()
         return other
 
     def share(self, policy: Policy, name: str) -> None:
@@ -237,15 +238,11 @@ class Policy(Encoder):
         `owner`: shape (rows,). `noise`: uniform numbers in [0, 1), shape (rows, max_new_tokens). Each distinct prompt
         is read once, and rows that ended are dropped on the way.
         """
-        if is_recurrent(self.model) and len({len(heads[i]) for i in owner.tolist()}) > 1:  # no padding: by length
-            lengths = torch.tensor([len(heads[i]) for i in owner.tolist()])
-            tails: list[list[int]] = [[]] * len(owner)
-            for length in lengths.unique():
-                rows = (lengths == length).nonzero().squeeze(1)
-                for i, tail in zip(rows.tolist(), self.sample_rows(heads, owner[rows], noise[rows], temperature),
-                                   strict=True):  # fmt: skip
-                    tails[i] = tail
-            return tails
+        lengths = torch.tensor([len(heads[i]) for i in owner.tolist()])
+        if is_recurrent(self.model) and len(lengths.unique()) > 1:  # no padding: by length
+            parts = [(lengths == length).nonzero().squeeze(1) for length in lengths.unique()]
+            tails = [tail for part in parts for tail in self.sample_rows(heads, owner[part], noise[part], temperature)]
+            return [tails[i] for i in torch.cat(parts).argsort().tolist()]
         distinct, which = owner.unique(return_inverse=True)
         batch = self.pad([heads[i] for i in distinct], [[] for _ in distinct])
         with self.reading(batch):

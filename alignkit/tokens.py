@@ -165,16 +165,13 @@ class Encoder:
 
         ContextError names the pair that does not fit.
         """
-        prompts, chosen, rejected = (
-            as_rows(*given) for given in (("prompts", prompts), ("chosen", chosen), ("rejected", rejected))
-        )
+        prompts, sides = as_rows("prompts", prompts), as_rows("chosen", chosen) + as_rows("rejected", rejected)
         n = len(prompts)
-        heads, tails = self.tokenize(prompts * 2, chosen + rejected)
-        for a, b in zip(range(n), range(n, 2 * n), strict=True):
-            start = min(len(heads[a]), len(heads[b]))
-            for i in (a, b):
-                if len(heads[i]) > start:
-                    heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
+        heads, tails = self.tokenize(prompts * 2, sides)
+        starts = [min(len(a), len(b)) for a, b in zip(heads[:n], heads[n:], strict=True)] * 2
+        for i, start in enumerate(starts):
+            if len(heads[i]) > start:
+                heads[i], tails[i] = heads[i][:start], heads[i][start:] + tails[i]
         return self._checked(heads, tails, n)
 
     def _checked(self, heads: list[list[int]], tails: list[list[int]], n: int | None = None) -> Batch:

@@ -43,11 +43,6 @@ class InContext(Policy):
                 f"tokens of {policy.name!r}. Show fewer or shorter ones."
             )
 
-    def copy(self, name: str | None = None) -> Policy:
-        """A copy to be trained, which keeps its context."""
-        inner = Policy(self.model, self.tokenizer, self.name, self.precision).copy(name)
-        return InContext(inner, self.demonstrations, self.principle, room=0, name=inner.name)
-
     def as_read(self, prompt: Prompt) -> Prompt:
         """The context followed by the prompt."""
         if isinstance(prompt, str):
