@@ -56,11 +56,8 @@ def showing(module: nn.Module, pixels: Tensor) -> Iterator[None]:
             kwargs["pixel_values"] = to_values(pixels).to(module.device, module.dtype)
         return args, kwargs
 
-    handle = module.register_forward_pre_hook(show, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(show, with_kwargs=True):  # which takes the hook away at the end
         yield
-    finally:
-        handle.remove()
 
 
 def to_values(pixels: Tensor) -> Tensor:
@@ -138,12 +135,8 @@ class PicturePolicy(Policy):
             output.logits[..., self.model.config.image_token_id] = NEVER
             return output
 
-        handle = self.model.register_forward_hook(silence)
-        try:
-            with super().reading(batch), showing(self.model, batch.pixels):
-                yield
-        finally:
-            handle.remove()
+        with self.model.register_forward_hook(silence), super().reading(batch), showing(self.model, batch.pixels):
+            yield
 
 
 def _world_picture(prompt: str) -> np.ndarray:
