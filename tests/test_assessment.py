@@ -8,9 +8,8 @@ from datasets import Dataset
 
 from alignkit import evaluation, rewards, worlds
 from alignkit.errors import AlignkitError, DataError, RewardError
-from alignkit.evaluation.benchmark import TIES, best_point, ties_score, variance_share
+from alignkit.evaluation.benchmark import TIES, Writer, best_point, ties_score, variance_share
 from alignkit.evaluation.perturb import for_world
-from alignkit.evaluation.writer import Writer
 from alignkit.worlds.assistant import FAULTS
 
 
