@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,7 +25,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
 from alignkit.errors import AlignkitError, check_positive
-from alignkit.tokens import micro_batches, shuffled_batches
+from alignkit.policy import Policy
+from alignkit.tokens import Batch, micro_batches, shuffled_batches
 
 #: Learning rates by what is learned: for the worlds' small models, and for real ones of which every weight is trained.
 RATES = {"sft": (1e-3, 2e-5), "preference": (3e-4, 1e-6), "reward": (1e-3, 1e-5), "policy gradient": (5e-4, 1e-6)}
@@ -128,6 +130,77 @@ def fit(
     return learner
 
 
+# --- policies
+
+
+def train(
+    treated: Policy, loss_of: LossOf, lengths: Tensor, prompts: Sequence | None = None,
+    callback: Callback | None = None, sides: int = 1, beside: int = 0, reference_rows: int = 0, **options,
+) -> Policy:  # fmt: skip
+    """`fit` of a policy; changes and returns `treated`, whose dropout stays off (as in TRL's DPO), so that policy and
+    reference agree before the first update. Options: epochs, batch_size, learning_rate, seed, progress,
+    micro_batch_tokens, checkpoint.
+
+    Training of a real model (of `SMALL` weights or more) is watched by `language_watch` on its `prompts`. `spent`
+    counts completions that were read: `backward_rows`, `sides` for each row of the data, and `forward_rows`, these and
+    those read `beside` them without a gradient, and the `reference_rows` that the reference has read before.
+    """
+    if prompts is not None and sum(p.numel() for p in treated.model.parameters()) >= SMALL:
+        callback = language_watch(treated, prompts, callback)
+    fit(treated, loss_of, lengths, name=treated.name, sides=sides, callback=callback, **options)
+    read = treated.spent["rows_read"]
+    treated.spent |= {"forward_rows": (sides + beside) * read + reference_rows, "backward_rows": sides * read}
+    return treated
+
+
+def language_watch(policy: Policy, prompts: Sequence, callback: Callback | None = None) -> Callback:
+    """A callback that ends training, with a warning, where the policy has lost its language; `callback` comes first.
+
+    That is: the mean token of some `prompts`, which are text of the same kind but nothing that is trained on, costs 2
+    nats more than before training. It is looked at after every tenth step.
+    """
+    ids = [policy.prompt_ids(prompt) for prompt in prompts[:16]]
+    batch = policy.pad([row[:1] for row in ids], [row[1:] for row in ids])
+
+    @torch.no_grad()
+    def cost(now: Policy) -> float:
+        return -(now.token_logprobs(batch).sum() / batch.mask.sum().clamp(min=1)).item()
+
+    before = cost(policy)
+
+    def watch(step: int, now: Policy, row: dict) -> bool:
+        if callback is not None and callback(step, now, row) is True:
+            return True
+        if (step + 1) % 10 or (nats := cost(now)) < before + 2:
+            return False
+        warnings.warn(
+            f"{now.name}: training ended after step {step}, since the policy has lost its language: a token of its "
+            f"prompts costs {nats:.1f} nats, and cost {before:.1f} before; lower learning_rate, or raise beta",
+            stacklevel=2,
+        )
+        return True
+
+    return watch
+
+
+@torch.no_grad()
+def summed_logprobs(policy: Policy, batch: Batch, batch_size: int = 512) -> Tensor:
+    """log pi(completion | prompt) for each row, shape (N,); in parts of at most `batch_size` rows."""
+    out = torch.empty(len(batch), device=policy.device)
+    for part in batch.attention.sum(1).argsort().split(batch_size):  # by length: little padding in each part
+        out[part] = policy.token_logprobs(batch.rows(part)).sum(1)
+    bad = (~out.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise AlignkitError(
+            f"{policy.name!r} gives row {bad[0]} a log-probability that is not finite ({len(bad)} rows in all); check "
+            "the model's weights, or drop those rows"
+        )
+    return out
+
+
+# --- memory
+
+
 def in_parts(index: Tensor, lengths: Tensor, tokens: float) -> list[Tensor]:
     """The rows `index` in parts of at most so many tokens with their padding, or of one row; whole if that fits."""
     wide = lengths[index]
@@ -148,6 +221,9 @@ def tokens_at_once(model: nn.Module, learning: bool = True) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     layers = config.num_hidden_layers if learning else 1
     return max(1, int(2**28 / (4 * words + layers * (16 * config.hidden_size + 4 * inner))))
+
+
+# --- interruption
 
 
 class Checkpoint:

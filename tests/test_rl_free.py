@@ -15,8 +15,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.lab.build import make_policy
 from alignkit.optimize import losses, preference
 from alignkit.optimize.rounds import rejection_sample, win_rates
-from alignkit.optimize.training import language_watch
-from alignkit.training import default_rate, tokens_at_once
+from alignkit.training import default_rate, language_watch, tokens_at_once
 from alignkit.worlds.bandit import BanditWorld, optimum
 
 QUIET = {"progress": False}

@@ -17,8 +17,8 @@ from alignkit import optimize, rewards
 from alignkit.optimize import advantages, losses, preference
 from alignkit.optimize.methods import METHODS
 from alignkit.optimize.rl import policy_gradient
-from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import load_policy
+from alignkit.training import summed_logprobs
 
 trl = pytest.importorskip("trl")
 cpo = pytest.importorskip("trl.experimental.cpo")

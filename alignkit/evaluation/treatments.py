@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from alignkit.errors import AlignkitError
 from alignkit.evaluation.core import Frontier, best_of_n_curve, best_of_n_kl, frontier, sequence_kl
-from alignkit.optimize.training import summed_logprobs
 from alignkit.policy import Policy
 from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
+from alignkit.training import summed_logprobs
 from alignkit.worlds.base import World, judge_rows
 
 COSTS = ("completions_sampled", "forward_rows", "backward_rows", "updates", "seconds")

@@ -99,8 +99,8 @@ from alignkit.optimize.rounds import (
     spin,
     sppo,
 )
-from alignkit.optimize.training import summed_logprobs, train
 from alignkit.optimize.weights import merged, soup, with_lora
+from alignkit.training import summed_logprobs, train
 
 #: Every treatment that is here, by the survey's families of optimization.
 FAMILIES = {

@@ -12,10 +12,9 @@ from torch import Tensor
 from alignkit.errors import AlignkitError, check_at_least, check_positive
 from alignkit.feedback.annotator import Annotator
 from alignkit.optimize.losses import dpo_loss, margin_of, regression_loss
-from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy, Rollout, check_same_vocabulary
 from alignkit.rewards.base import Judgement, Reward, as_reward, columns_of, repeated
-from alignkit.training import default_rate, digest
+from alignkit.training import default_rate, digest, summed_logprobs, train
 from alignkit.worlds.base import World
 
 # --- who says which of two answers is better

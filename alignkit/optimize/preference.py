@@ -19,7 +19,6 @@ from torch import Tensor
 from alignkit.errors import AlignkitError, DataError, check_at_least, check_positive
 from alignkit.optimize import losses
 from alignkit.optimize.losses import kto_loss, margin_of, nll_loss, rrhf_loss
-from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Policy, check_same_vocabulary, positions
 from alignkit.rewards.data import (
     check_columns,
@@ -33,6 +32,7 @@ from alignkit.rewards.data import (
 )
 from alignkit.rewards.losses import plackett_luce_loss
 from alignkit.tokens import Batch
+from alignkit.training import summed_logprobs, train
 
 
 def sft(policy: Policy, data: Dataset | Batch, epochs: float = 1, **options) -> Policy:

@@ -16,11 +16,10 @@ from alignkit.errors import AlignkitError, check_at_least, check_positive
 from alignkit.optimize.fresh_samples import Labeler, heard, win_probability
 from alignkit.optimize.losses import sppo_loss
 from alignkit.optimize.preference import dpo, hinge, sft
-from alignkit.optimize.training import summed_logprobs, train
 from alignkit.policy import Batch, Policy, Rollout
 from alignkit.rewards.base import Reward, as_reward, columns_of, repeated
 from alignkit.rewards.data import check_columns, check_texts
-from alignkit.training import default_rate
+from alignkit.training import default_rate, summed_logprobs, train
 
 #: What is made of one round's samples: (current policy, samples, columns with one value a sample, options of the
 #: training) to the next policy and what was spent on judgments.
