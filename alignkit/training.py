@@ -80,6 +80,7 @@ def fit(
     optimizer = AdamW(learned, lr=learning_rate, weight_decay=weight_decay)
     rates = schedule(optimizer, steps)
     budget = (tokens_at_once(learner.model) if micro_batch_tokens is None else micro_batch_tokens) / sides
+    lengths = lengths.cpu()  # rows are drawn there
     order, rows, seconds, kept = shuffled_batches(lengths, batch_size, steps, seed), [], 0.0, None
 
     def backward(step: int) -> dict[str, float]:
