@@ -41,10 +41,8 @@ class BagOfWords(Reward):
 
     @classmethod
     def fit(cls, pairs: Dataset) -> BagOfWords:
-        """Fit to `prompt/chosen/rejected`: words and pairs of neighbors that occur in two answers or more.
-
-        Nothing is random. DataError if no word occurs often enough, or the sides of no pair differ.
-        """
+        """Fit to `prompt/chosen/rejected`: words and pairs of neighbors that occur in two answers or more. Nothing is
+        random. DataError if no word occurs often enough, or the sides of no pair differ."""
         pairs = check_pairs(pairs)
         prompts = np.array([repr(prompt) for prompt in pairs["prompt"]])
         sides = [[text_of(said, "assistant") for said in pairs[side]] for side in ("chosen", "rejected")]
@@ -101,9 +99,7 @@ def _weigh_words(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[TfidfV
 
 def _left_out_temperature(prompts: np.ndarray, *sides: list[str]) -> float:
     """The temperature that fits the gaps on prompts left out best; 1 where there are too few prompts to leave any out.
-
-    Between 0.05 and 20: where words carry nothing, or everything, there is no best one.
-    """
+    Between 0.05 and 20: where words carry nothing, or everything, there is no best one."""
     if len(set(prompts)) < 2 * FOLDS:
         return 1.0
     gaps = np.zeros(len(prompts))

@@ -174,10 +174,8 @@ class RewardModel(Reward):
     # -- on disk -------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write a transformers sequence-classification model with its tokenizer (safetensors), adapters merged.
-
-        Other programs will read its score off the last token, which is this reward only if pooling is "last".
-        """
+        """Write a transformers sequence-classification model with its tokenizer (safetensors), adapters merged. Other
+        programs will read its score off the last token, which is this reward only if pooling is "last"."""
         for name in ("pooling", *self.kept):
             value = getattr(self, name)
             setattr(self.model.config, f"alignkit_{name}", value.tolist() if isinstance(value, np.ndarray) else value)

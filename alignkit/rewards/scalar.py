@@ -99,10 +99,8 @@ class Ordinal(RewardModel):
     def fit(
         cls, pairs: Dataset, backbone: Policy | str, strengths: int = 3, pooling: str = "mean", seed: int = 0, **options
     ) -> Ordinal:
-        """Fit to `prompt/chosen/rejected/strength`; strength is a whole number from 1 (slight) to `strengths`.
-
-        The thresholds between strengths are learned, and the same for both directions.
-        """
+        """Fit to `prompt/chosen/rejected/strength`; strength is a whole number from 1 (slight) to `strengths`. The
+        thresholds between strengths are learned, and the same for both directions."""
         pairs = check_pairs(pairs, "strength")
         values = check_numbers(pairs, "strength", 1, strengths)
         reward = cls.new(backbone, seed, pooling)
@@ -215,10 +213,8 @@ def fit_temperature(reward: Reward, pairs: Dataset) -> float:
 
 
 def calibration_error(gap: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of sigmoid(|gap|) as the probability that the sign of the gap is right.
-
-    gap = r_chosen - r_rejected, shape (N,); equal-width bins over confidence 0.5..1.
-    """
+    """Expected calibration error of sigmoid(|gap|) as the probability that the sign of the gap is right; gaps (N,) are
+    chosen minus rejected scores, bins of equal width over confidence 0.5..1."""
     confidence = 1 / (1 + np.exp(-np.abs(gap)))
     right = np.where(gap == 0, 0.5, gap > 0)
     which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)

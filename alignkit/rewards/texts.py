@@ -1,4 +1,5 @@
-"""Text as rewards read and write it: what messages say, sentences, faults, and a model that knows such words."""
+"""Text as rewards read and write it: what messages say, sentences, faults, the tokens of steps, a model that knows
+such words."""
 
 from __future__ import annotations
 
@@ -18,10 +19,8 @@ FAULT = re.compile(r"sentence (\d+) is (\S+) \.")
 
 
 def text_of(said: str | list, role: str) -> str:
-    """Plain text: `said` itself, or the content of the last message of that `role` (else of the last message).
-
-    Content in parts is the texts of its parts, put together. A message without content (a tool call) is "".
-    """
+    """Plain text: `said` itself, or the content of the last message of that `role` (else of the last message). Content
+    in parts is the texts of its parts, put together; without content (a tool call) it is the empty text."""
     if isinstance(said, str):
         return said
     mine = [message for message in said if message["role"] == role] or list(said)
@@ -58,10 +57,8 @@ def write_faults(faults: Sequence[str]) -> str:
 
 
 def read_faults(critique: str) -> list[tuple[int, str]] | None:
-    """(place, name) of each fault, places counted from 1; None if the text is anything but a list of faults.
-
-    A grade at the end is passed over.
-    """
+    """(place, name) of each fault, places counted from 1; None if the text is anything but a list of faults. A grade at
+    the end is passed over."""
     critique = re.sub(r"\s*grade \d+ of \d+ \.$", "", critique.strip())
     if critique in ("", NOTHING):
         return []
@@ -131,9 +128,7 @@ def reader(backbone: Policy | str, words: Iterable[str] = (), context: int = 0, 
             policy.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if context > policy.context:
         if getattr(config, "rope_parameters", None) is None:
-            raise AlignkitError(
-                f"{backbone.name!r} takes {policy.context} tokens and has no rotary positions, so it can't be made to "
-                f"read {context}; shorten the texts or take another backbone"
-            )
+            raise AlignkitError(f"{backbone.name!r} takes {policy.context} tokens and has no rotary positions, so it "
+                                f"can't read {context}; shorten the texts or take another backbone")  # fmt: skip
         config.max_position_embeddings = tokenizer.model_max_length = context
     return policy

@@ -173,9 +173,7 @@ def spread_of(raw: Tensor) -> Tensor:
 
 
 def explained(mean: np.ndarray, spread: np.ndarray) -> float:
-    """r^2 = Var(mean) / (Var(mean) + E[spread^2]) over completions: 1 if a single utility explains all labels.
-
-    Low values say that labels hide something, or are noisy; compare with a pool that is known to agree. (2312.08358)
-    """
+    """r^2 = Var(mean) / (Var(mean) + E[spread^2]) over completions: 1 if a single utility explains all labels. Low
+    values say that labels hide something, or are noisy; compare with a pool that is known to agree. (2312.08358)"""
     between, within = np.var(mean), np.mean(np.square(spread))
     return float(between / (between + within))
