@@ -279,8 +279,8 @@ class Combined(Reward):
     def __init__(self, rewards: Mapping[str, Reward | Callable], **card: str):
         """`card`: see `RewardCard`; the construction basis is that of all rewards, else "hybrid"."""
         self.made_of = {name: as_reward(reward, name) for name, reward in rewards.items()}
-        basis = common_basis(*(reward.card for reward in self.made_of.values()))
-        self.card = RewardCard(**{"construction_basis": basis, **card})
+        bases = {reward.card.construction_basis for reward in self.made_of.values()}
+        self.card = RewardCard(**{"construction_basis": bases.pop() if len(bases) == 1 else "hybrid", **card})
 
     def judge(self, prompts: list, completions: list, **columns: Any) -> Judgement:
         heard = self.heard(prompts)
@@ -298,12 +298,6 @@ class Combined(Reward):
         raise NotImplementedError
 
 
-def common_basis(*cards: RewardCard) -> str:
-    """The construction basis that all of them have, else "hybrid"."""
-    bases = {card.construction_basis for card in cards}
-    return bases.pop() if len(bases) == 1 else "hybrid"
-
-
 class GoldReward(Reward):
     """The world's own truth as a reward, with its aspects: the upper bound of what feedback could say."""
 
@@ -315,9 +309,8 @@ class GoldReward(Reward):
         self.card = RewardCard(f"gold:{world.name}", "rule-based", objective=objective)
 
     def judge(self, prompts: list[str], completions: list[str], **columns: Any) -> Judgement:
-        of = (self.world.gold, self.world.gold_aspects)
-        gold, aspects = (judge_rows(judge, prompts, completions, columns) for judge in of)
-        return Judgement(gold, aspects=aspects)
+        judges = self.world.gold, self.world.gold_aspects
+        return Judgement(*(judge_rows(judge, prompts, completions, columns) for judge in judges))
 
 
 class RandomReward(Reward):

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from alignkit.errors import AlignkitError, DataError, RewardError, check_choice, check_positive
 from alignkit.feedback.aggregate import Labelings, combine
 from alignkit.policy import Policy
-from alignkit.rewards.base import Combined, Judgement, Reward, as_reward, common_basis
+from alignkit.rewards.base import Combined, Judgement, Reward, as_reward
 from alignkit.rewards.data import check_pairs
 from alignkit.rewards.rules import Asks, Check, Rule, RuleReward
 from alignkit.rewards.scalar import BradleyTerry
@@ -62,7 +62,7 @@ def weigh_rules(rules: Sequence[Rule], pairs: Dataset) -> RuleReward:
     if not gap.any():
         raise DataError(f"none of the {len(rules)} rules tells the sides of any of {len(pairs)} pairs apart: their "
                         "weights can't be learned; give other rules or more pairs")  # fmt: skip
-    model = LogisticRegression(fit_intercept=False, C=1 / 0.1, max_iter=1000)
+    model = LogisticRegression(fit_intercept=False, C=10, max_iter=1000)
     model.fit(np.concatenate([gap, -gap]), np.repeat([1, 0], len(gap)))
     weighed = [replace(rule, weight=float(w)) for rule, w in zip(reward.rules, model.coef_[0], strict=True)]
     return RuleReward(weighed, name="rules, weighed")
@@ -80,9 +80,10 @@ class Veto(Combined):
             raise AlignkitError("Veto: name at least one check to forbid")
         check_positive("Veto", penalty=penalty)
         self.penalty, self.forbid = penalty, {name: Check.of(check) for name, check in forbid.items()}
-        super().__init__({"reward": reward}, name="veto", construction_basis="rule-based")
+        super().__init__({"reward": reward}, name="veto")
         old = self.made_of["reward"].card
-        self.card = replace(old, name=f"{old.name} + veto", construction_basis=common_basis(old, self.card))
+        basis = "rule-based" if old.construction_basis == "rule-based" else "hybrid"
+        self.card = replace(old, name=f"{old.name} + veto", construction_basis=basis)
 
     def combine(self, parts: dict[str, Judgement], prompts: list, completions: list) -> Judgement:
         judgement = parts["reward"]
@@ -143,8 +144,7 @@ class MixedSupervision(BradleyTerry):
     Their votes are combined by reliability (`feedback.combine`), and the model is fit to the resulting probabilities.
     """
 
-    kind = {"name": "mixed supervision", "construction_basis": "hybrid", "format": "scalar", "granularity": "response",
-            "source": "2502.19328"}  # fmt: skip
+    kind = {"name": "mixed supervision", "construction_basis": "hybrid", "source": "2502.19328"}
 
     @classmethod
     def fit(
