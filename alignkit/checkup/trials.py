@@ -67,32 +67,22 @@ def trial(
     asked = [prompt for prompt in prompts for _ in range(n)]
     rows, answers, checked, unit = {}, {}, {}, {}
     for name, option in {UNTREATED: patient, **options}.items():
-        said, ended, kl = _answer(patient, option, prompts, columns, guide, n, seed, max_new_tokens)
-        scores = {kind: reward(asked, said, **repeated(columns, n)).all_scores("trial")
-                  for kind, reward in (("guide (sd)", guide), ("second opinion (sd)", second))}  # fmt: skip
+        writer, k = (option, 1) if isinstance(option, Policy) else (patient, option)
+        if isinstance(k, bool) or k < 1:
+            raise AlignkitError(f"trial: best-of-n needs a whole number of samples, at least 1, not {k!r}")
+        pool = writer.rollout(prompts, n * k, seed=seed, max_new_tokens=max_new_tokens)
+        guided = guide(pool.prompts, pool.completions, **repeated(columns, n * k)).all_scores("trial")
+        best = guided.reshape(-1, k).argmax(1) + k * np.arange(len(asked))
+        said = [pool.completions[i] for i in best]
+        scores = {"guide (sd)": guided[best],
+                  "second opinion (sd)": second(asked, said, **repeated(columns, n)).all_scores("trial")}  # fmt: skip
         unit = unit or {kind: (values.mean(), values.std() or 1.0) for kind, values in scores.items()}
         scaled = {kind: (values - unit[kind][0]) / unit[kind][1] for kind, values in scores.items()}
+        kl = kl_bound(k) if writer is patient else sequence_kl(writer, patient, prompts, n, seed, max_new_tokens).mean()
+        different = [len(set(said[i : i + n])) / n for i in range(0, len(said), n)]
         answers[name] = said
         checked[name] = scaled["second opinion (sd)"].reshape(-1, n).mean(1)
-        different = [len(set(said[i : i + n])) / n for i in range(0, len(said), n)]
-        rows[name] = {**{kind: values.mean() for kind, values in scaled.items()}, "KL (nats)": kl,
-                      "words": np.mean([len(text.split()) for text in said]), "ended": ended,
-                      "different": np.mean(different)}  # fmt: skip
+        rows[name] = {**{kind: values.mean() for kind, values in scaled.items()}, "KL (nats)": float(kl),
+                      "words": np.mean([len(text.split()) for text in said]),
+                      "ended": float(pool.ended[best].double().mean()), "different": np.mean(different)}  # fmt: skip
     return Trial(pd.DataFrame.from_dict(rows, orient="index"), asked, answers, checked)
-
-
-def _answer(
-    patient: Policy, option: Policy | int, prompts: list, columns: dict, guide: Reward, n: int, seed: int,
-    max_new_tokens: int,
-) -> tuple[list[str], float, float]:
-    """n answers a prompt, the share of them that ended, and the KL from the patient."""
-    if isinstance(option, Policy):
-        said = option.rollout(prompts, n, seed=seed, max_new_tokens=max_new_tokens)
-        kl = 0.0 if option is patient else sequence_kl(option, patient, prompts, n, seed, max_new_tokens).mean()
-        return said.completions, float(said.ended.double().mean()), float(kl)
-    if isinstance(option, bool) or option < 1:
-        raise AlignkitError(f"trial: best-of-n needs a whole number of samples, at least 1, not {option!r}")
-    pool = patient.rollout(prompts, n * option, seed=seed, max_new_tokens=max_new_tokens)
-    judged = guide(pool.prompts, pool.completions, **repeated(columns, n * option)).all_scores("trial")
-    best = judged.reshape(-1, option).argmax(1) + option * np.arange(n * len(prompts))
-    return [pool.completions[i] for i in best], float(pool.ended[best].double().mean()), float(kl_bound(option))
