@@ -47,7 +47,6 @@ class Asked:
 
     people: list[Annotator]
     who: np.ndarray  # number of the person, by answer
-    names: list[str]  # theirs, by answer
     row: np.ndarray  # what is asked about: row of the data set, by answer
     about: dict[str, list]  # the columns asked about, by answer
     along: dict[str, list]  # the data set's further columns, by answer
@@ -73,8 +72,12 @@ class Asked:
         return out
 
     def answered(self, columns: dict, decisions: int | Sequence[int], items: int, bits: Sequence) -> Dataset:
-        """The answers' columns as a Dataset: with `annotator`, cost and (where names are free) the further columns."""
-        return with_cost({**columns, "annotator": self.names}, decisions, items, bits, self.along)
+        """The answers' columns as a Dataset, with `annotator`, what each cost (choices made, completions read, at
+        most so many bits said) and, where names are free, the further columns."""
+        n = len(self.who)
+        spent = {"decisions": np.broadcast_to(decisions, n).tolist(), "items": [items] * n, "bits": [*map(float, bits)]}
+        columns = {**columns, "annotator": self.of("name").tolist(), **spent}
+        return Dataset.from_dict({**columns, **{k: v for k, v in self.along.items() if k not in columns}})
 
 
 def ask(data: Dataset, used: Sequence[str], people: People, everyone: bool = False, together: int = 1) -> Asked:
@@ -87,7 +90,7 @@ def ask(data: Dataset, used: Sequence[str], people: People, everyone: bool = Fal
         row, who = np.tile(row, len(people)), np.repeat(np.arange(len(people)), len(data))
     columns = further(data, (), row)
     about = {name: columns.pop(name) for name in used}
-    return Asked(people, who, [people[k].name for k in who], row, about, columns)
+    return Asked(people, who, row, about, columns)
 
 
 def bits(log2_answers: np.ndarray | float, p_answer: np.ndarray | float) -> np.ndarray:
@@ -98,17 +101,6 @@ def bits(log2_answers: np.ndarray | float, p_answer: np.ndarray | float) -> np.n
     between two 1 bit; a single answer that was unlikely counts below 0.
     """
     return np.asarray(log2_answers) + np.log2(np.asarray(p_answer, dtype=float))
-
-
-def with_cost(columns: dict, decisions: int | Sequence[int], items: int, bits: Sequence, along: dict) -> Dataset:
-    """The columns as a Dataset, with what each row cost: choices made, completions read, bits said (at most).
-
-    `along`: further columns, kept where the new ones have no such name.
-    """
-    n = len(bits)
-    choices = np.broadcast_to(decisions, n).tolist()
-    columns = {**columns, "decisions": choices, "items": [items] * n, "bits": [float(b) for b in bits]}
-    return Dataset.from_dict({**columns, **{k: v for k, v in along.items() if k not in columns}})
 
 
 def cost(answers: Dataset) -> dict[str, float]:

@@ -68,7 +68,7 @@ def label(world: World, pairs: Dataset, annotator: People, seed: int = 0) -> Dat
     asked = ask(pairs, PAIR, annotator)
     p_first = asked.numbers("prefers_first", world)
     takes_first = np.random.default_rng([seed, 2]).random(len(pairs)) < p_first
-    return labeled(pairs, takes_first, p_chosen=np.where(takes_first, p_first, 1 - p_first), annotator=asked.names)
+    return labeled(pairs, takes_first, p_chosen=np.where(takes_first, p_first, 1 - p_first), annotator=asked.of("name"))
 
 
 def labeled(pairs: Dataset, takes_first: Sequence[bool], **columns: Sequence) -> Dataset:

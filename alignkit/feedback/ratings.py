@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.feedback.answers import SINGLE, Asked, People, ask, bits, further, one_by_one, spread, with_cost
+from alignkit.feedback.answers import SINGLE, Asked, People, ask, bits, further, one_by_one, spread
 from alignkit.worlds.base import World, judge_rows
 
 EULER = 0.5772156649015329  # mean of Gumbel noise
@@ -23,7 +23,9 @@ def rank(world: World, groups: Dataset, annotator: People, top: int | None = Non
     (plus the position bias for the one shown first); with probability 2 error any order (Luce 1959; 2301.11270). Only
     the first `top` places are asked for; the rest stays in the order shown (fit with the same `top`); 1 is best of k.
     """
-    singles, shown = spread(groups), groups["completions"][:]
+    singles = spread(groups)
+    asked = ask(groups, ("prompt", "completions"), annotator)
+    shown = asked.about["completions"]
     sizes = {len(texts) for texts in shown}
     if len(sizes) != 1 or min(sizes) < 2:
         raise DataError(f"every group must hold the same number of completions, at least 2; found {sorted(sizes)}")
@@ -31,17 +33,16 @@ def rank(world: World, groups: Dataset, annotator: People, top: int | None = Non
     if top is not None and not 1 <= top <= k:
         raise AlignkitError(f"rank: top must be between 1 and {k}, not {top}")
     places = min(top or k, k - 1)
-    asked = ask(singles, SINGLE, annotator, together=k)
-    worth = asked.numbers("worth", world).reshape(-1, k)
-    worth[:, 0] += asked.of("position_bias")[::k]
-    error = asked.of("error")[::k]
+    worth = ask(singles, SINGLE, annotator, together=k).numbers("worth", world).reshape(-1, k)
+    worth[:, 0] += asked.of("position_bias")
+    error = asked.of("error")
     order = _orders(worth, error, np.random.default_rng([seed, 4]))[:, :places]
     rest = [[i for i in range(k) if i not in first] for first in order]
     ranked = [[texts[i] for i in [*first, *last]] for texts, first, last in zip(shown, order, rest, strict=True)]
     log2_answers = (lgamma(k + 1) - lgamma(k - places + 1)) / log(2)
     p = (1 - 2 * error) * _plackett_luce(worth, order) + 2 * error / 2**log2_answers
-    columns = {"prompt": groups["prompt"][:], "ranked": ranked, "annotator": asked.names[::k]}
-    return with_cost(columns, places, k, bits(log2_answers, p), further(groups, ("prompt", "completions")))
+    columns = {"prompt": asked.about["prompt"], "ranked": ranked}
+    return asked.answered(columns, places, k, bits(log2_answers, p))
 
 
 def _orders(worth: np.ndarray, error: np.ndarray, rng: np.random.Generator) -> np.ndarray:

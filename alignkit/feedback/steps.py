@@ -8,7 +8,8 @@ import numpy as np
 from datasets import Dataset
 
 from alignkit.errors import DataError, check_at_least
-from alignkit.feedback.answers import SINGLE, People, ask, bits, further, one_by_one, with_cost
+from alignkit.feedback.annotator import Annotator
+from alignkit.feedback.answers import SINGLE, People, ask, bits, one_by_one
 from alignkit.policy import Policy
 from alignkit.worlds.base import World, require
 
@@ -40,14 +41,11 @@ def verify(answers: Dataset, verifier: Callable, name: str = "verifier") -> Data
 
     `verifier(prompts, completions)` returns one of 0, 1, true, false for each (say `world.correct`, or a unit test).
     """
-    singles = one_by_one(answers)
-    prompts, texts = singles["prompt"][:], singles["completion"][:]
-    verdicts = np.asarray(verifier(prompts, texts))
-    if verdicts.shape != (len(texts),) or not np.isin(verdicts, (0, 1)).all():
-        raise DataError(f"{name} must return 0 or 1 for each of {len(texts)} completions; it returned {verdicts!r:.80}")
-    columns = {"prompt": prompts, "completion": texts, "label": (verdicts == 1).tolist(),
-               "annotator": [name] * len(texts)}  # fmt: skip
-    return with_cost(columns, 1, 1, np.ones(len(texts)), further(singles, SINGLE))
+    asked = ask(one_by_one(answers), SINGLE, Annotator(name=name))
+    verdicts, n = np.asarray(verifier(*asked.about.values())), len(asked.who)
+    if verdicts.shape != (n,) or not np.isin(verdicts, (0, 1)).all():
+        raise DataError(f"{name} must return 0 or 1 for each of {n} completions; it returned {verdicts!r:.80}")
+    return asked.answered({**asked.about, "label": (verdicts == 1).tolist()}, 1, 1, np.ones(n))
 
 
 def rollout_labels(policy: Policy, prompts: Sequence[str], completions: Sequence[Sequence[str]], verifier: Callable,
