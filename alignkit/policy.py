@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.errors import AlignkitError, ContextError, check_choice
 from alignkit.loading import MODELS, load_model
-from alignkit.sampling import Reading, continue_rows, draw, forward, is_recurrent, positions, select_rows
+from alignkit.sampling import Reading, continue_rows, draw, forward, is_recurrent, positions
 from alignkit.tokens import LOGITS, Batch, Completion, Encoder, Prompt, as_rows, micro_batches, shuffled_batches
 
 __all__ = [
     "MODELS", "Batch", "Completion", "Policy", "Prompt", "Reading", "Rollout", "check_same_vocabulary", "copy_model",
-    "draw", "forward", "load_policy", "micro_batches", "positions", "select_rows", "shuffled_batches",
+    "draw", "forward", "load_policy", "micro_batches", "positions", "shuffled_batches",
 ]  # fmt: skip
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -53,14 +53,6 @@ def is_recurrent(model) -> bool:
     return getattr(model, "_is_stateful", False) or any(k == "conv" or "linear" in k or "recurrent" in k for k in kinds)
 
 
-def select_rows(cache, rows: Tensor) -> None:
-    """Keep these rows of a transformers cache, in this order, repeated where an index is."""
-    if any(hasattr(layer, "conv_states") for layer in cache.layers):
-        cache.reorder_cache(rows)  # beam search's word: the only one that layers with a state know
-    else:
-        cache.batch_select_indices(rows)
-
-
 class Reading:
     """Rows that a model reads token by token: `logits` of what comes next, shape (rows, vocabulary).
 
@@ -84,8 +76,10 @@ class Reading:
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order, repeated where an index is."""
         self.logits, self.ids, self.attention = self.logits[rows], self.ids[rows], self.attention[rows]
-        if self.cache is not None:
-            select_rows(self.cache, rows)
+        if any(hasattr(layer, "conv_states") for layer in getattr(self.cache, "layers", ())):
+            self.cache.reorder_cache(rows)  # beam search's word: the only one that layers with a state know
+        elif self.cache is not None:
+            self.cache.batch_select_indices(rows)
 
     def append(self, token: Tensor, rows: Tensor | None = None) -> None:
         """Each of the `rows` (default: all) goes on with its token, shape (rows,); the others are left."""
