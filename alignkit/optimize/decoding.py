@@ -70,14 +70,11 @@ class PrefixValue(RewardModel):
         return said
 
 
-MOST = 100_000  # completions that are enumerated
-
-
 @torch.no_grad()
 def every_completion(policy: Policy, prompt: str, max_new_tokens: int) -> dict[tuple[int, ...], float]:
     """log pi of every completion there is, as token ids: those that end and those cut at max_new_tokens."""
     size = policy.vocabulary
-    if size**max_new_tokens > MOST:
+    if size**max_new_tokens > 100_000:
         raise AlignkitError(f"{size} tokens to the power of {max_new_tokens} are too many completions to enumerate; "
                             "take a policy with few tokens and short completions")  # fmt: skip
     done, open_ = {}, {(): 0.0}

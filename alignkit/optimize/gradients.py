@@ -60,8 +60,7 @@ def project_conflicts(gradients: Sequence[Tensor]) -> list[Tensor]:
     if len(gradients) < 2:
         raise AlignkitError(f"project_conflicts compares gradients; {len(gradients)} given, at least 2 are needed")
     out = []
-    for i, own in enumerate(gradients):
-        g = own.clone()
+    for i, g in enumerate(gradients):
         for j, other in enumerate(gradients):
             along = g @ other
             if i != j and along < 0:
