@@ -454,7 +454,7 @@ def test_summary_has_the_numbers_and_fits_a_terminal(planted):
     lines = planted.summary().splitlines()
     assert lines[1].split(maxsplit=1) == ["rows", "114 read, 113 used, 1 rejected"]
     assert any(line.startswith("  serious") or line.startswith("  warn") for line in lines)
-    assert all(len(line) <= 160 for line in lines[1:])
+    assert all(len(line) <= 110 for line in lines[1:])
 
 
 def test_figures_are_drawn_from_the_report(planted, sound, tmp_path):

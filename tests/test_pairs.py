@@ -79,7 +79,7 @@ def test_every_file_format_gives_the_same_pairs(tmp_path, name):
     pairs = read_pairs(WRITERS[name](tmp_path / name, ROWS))
     assert texts(pairs) == ROWS
     assert pairs.frame["row"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert (pairs.rows_read, pairs.rows_rejected, pairs.damage) == (6, 0, [])
+    assert (pairs.rows_read, pairs.rejected, pairs.damage) == (6, {}, [])
 
 
 def test_data_set_in_memory_and_saved_to_disk(tmp_path):
@@ -153,7 +153,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(name, monkeypatch):
 def test_limit_counts_rows_read(tmp_path):
     path = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "no sides"}, *ROWS])
     pairs = read_pairs(path, limit=3)
-    assert (pairs.rows_read, len(pairs), pairs.rows_rejected) == (3, 2, 1)
+    assert (pairs.rows_read, len(pairs), pairs.rejected) == (3, 2, {"no column chosen": [1]})
     assert pairs.notes == ["only the first 3 rows were read"]
     with pytest.raises(DataError, match="limit is 0"):
         read_pairs(path, limit=0)

@@ -74,7 +74,7 @@ def diagnose(source: Any, limit: int | None = None, seed: int = 0, show_words: b
         "rows": {
             "read": pairs.rows_read,
             "used": len(pairs),
-            "rejected": pairs.rows_rejected,
+            "rejected": pairs.rows_read - len(pairs),
             "reasons": [{"reason": reason, **_told(found)} for reason, found in pairs.rejected.items()],
             "damage": pairs.damage,
         },

@@ -69,11 +69,7 @@ class PairSet:
 
     @property
     def rows_read(self) -> int:
-        return len(self.frame) + self.rows_rejected
-
-    @property
-    def rows_rejected(self) -> int:
-        return sum(map(len, self.rejected.values()))
+        return len(self) + sum(map(len, self.rejected.values()))
 
     def __len__(self) -> int:
         return len(self.frame)
