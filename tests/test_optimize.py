@@ -355,7 +355,7 @@ def test_the_first_updates_of_both_methods_follow_their_equations(patient, world
 @BOTH
 @pytest.mark.parametrize("options", [{"prompts": []}, {"steps": 0}])
 def test_nothing_to_learn_from_is_an_error(tiny, method, options):
-    with pytest.raises(AlignkitError, match="prompts must not be empty|steps must be at least 1"):
+    with pytest.raises(AlignkitError, match="the number of prompts must be at least 1|steps must be at least 1"):
         method(**{"policy": tiny, "prompts": ["please explain iron ?"], "reward": thanks, **options})
 
 

@@ -66,7 +66,7 @@ def test_a_reward_that_never_differs_leaves_the_policy_alone(world, patient):
 def test_bad_input_is_named(world, patient, wrong, message):
     with pytest.raises(AlignkitError, match=message):
         optimize.reward_regression(patient, world.prompts(), lambda p, c: [0.0] * len(c), **{**SMALL, **wrong})
-    with pytest.raises(AlignkitError, match="no|there must"):
+    with pytest.raises(AlignkitError, match="the number of prompts must be at least 1"):
         optimize.reward_regression(patient, [], lambda p, c: [0.0] * len(c), **SMALL)
 
 

@@ -622,7 +622,7 @@ def test_bad_settings_are_named(tiny, toy, pairs, world):
         optimize.sppo(tiny, asked, first_is_longer, group_size=1, **QUIET)
     with pytest.raises(AlignkitError, match="n must be at least 8"):
         optimize.rso(tiny, asked, rewards.GoldReward(world), n=4, **QUIET)
-    with pytest.raises(AlignkitError, match="there must be prompts"):
+    with pytest.raises(AlignkitError, match="the number of prompts must be at least 1"):
         optimize.iterative_dpo(tiny, [], first_is_longer, **QUIET)
     with pytest.raises(AlignkitError, match="flip must be in"):
         optimize.robust_dpo(tiny, few, flip=0.5, **QUIET)

@@ -16,25 +16,27 @@ from torch import Tensor
 from alignkit.errors import AlignkitError
 
 
-def _by_token(least: int) -> Callable:
+def _of_groups(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let a function of (rewards, mask) also take one reward a completion, shape (prompts, group)."""
 
-    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(function)
-        def wrapped(rewards: Tensor, mask: Tensor | None = None, **options) -> Tensor:
-            if rewards.ndim not in (2, 3) or rewards.shape[1] < least:
-                raise AlignkitError(
-                    f"{function.__name__} needs rewards of shape (prompts, group) or (prompts, group, T) with group "
-                    f">= {least}, got {tuple(rewards.shape)}; sample more completions for each prompt (group_size)"
-                )
-            if rewards.ndim == 3:
-                return function(rewards, torch.ones_like(rewards) if mask is None else mask, **options)
-            one = rewards.unsqueeze(-1)
-            return function(one, torch.ones_like(one), **options).squeeze(-1)
+    @functools.wraps(function)
+    def wrapped(rewards: Tensor, mask: Tensor | None = None, **options) -> Tensor:
+        if rewards.ndim not in (2, 3) or rewards.shape[1] < 2:
+            raise AlignkitError(
+                f"{function.__name__} needs rewards of shape (prompts, group) or (prompts, group, T) with group >= 2, "
+                f"got {tuple(rewards.shape)}; sample more completions for each prompt (group_size)"
+            )
+        if rewards.ndim == 2:
+            return wrapped(rewards.unsqueeze(-1), **options).squeeze(-1)
+        return function(rewards, torch.ones_like(rewards) if mask is None else mask, **options)
 
-        return wrapped
+    return wrapped
 
-    return wrap
+
+def _differ(values: Tensor, there: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Whether those that are there are not all equal: else advantages are exactly 0, not a rounding error."""
+    low = values.masked_fill(~there, torch.inf).amin(dim, keepdim=True)
+    return values.masked_fill(~there, -torch.inf).amax(dim, keepdim=True) > low
 
 
 def reward_to_go(rewards: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def reward_to_go(rewards: Tensor) -> Tensor:
     return rewards.flip(-1).cumsum(-1).flip(-1)
 
 
-@_by_token(least=2)
+@_of_groups
 def leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
     """What a completion earns from here on, minus what the others of its prompt earned after as many rewards.
 
@@ -57,21 +59,18 @@ def leave_one_out(rewards: Tensor, mask: Tensor) -> Tensor:
     in_order = rewards.new_zeros(*rewards.shape[:2], most + 1)
     in_order.scatter_add_(2, before, torch.where(paid, rewards, 0.0))
     rest, there = reward_to_go(in_order), (mask > 0).any(-1, keepdim=True)
-    low = rest.masked_fill(~there, torch.inf).amin(1, keepdim=True)
-    high = rest.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
-    differ = high > low  # equal rewards, or only one: exactly 0, not a rounding error
     others = (rest.sum(1, keepdim=True) - rest) / (there.sum(1, keepdim=True) - 1).clamp(min=1)
-    return ((rest - others) * differ).gather(2, before) * mask
+    return ((rest - others) * _differ(rest, there, 1)).gather(2, before) * mask
 
 
-@_by_token(least=2)
+@_of_groups
 def group_centered(rewards: Tensor, mask: Tensor) -> Tensor:
     """`leave_one_out` with oneself among the others: (k-1)/k of it, r_i - mean (Dr. GRPO, 2503.20783)."""
     k = (mask > 0).any(-1, keepdim=True).sum(1, keepdim=True).clamp(min=1)
     return leave_one_out(rewards, mask) * (k - 1) / k
 
 
-@_by_token(least=2)
+@_of_groups
 def group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor:
     """(r - mean) / (std + eps) over all rewards of the group, summed from each token on (GRPO 2402.03300, 4.1.2-4.1.3).
 
@@ -81,9 +80,7 @@ def group_normalized(rewards: Tensor, mask: Tensor, eps: float = 1e-4) -> Tensor
     count = known.sum((1, 2), keepdim=True)
     filled = torch.where(known, rewards, 0.0)
     mean = filled.sum((1, 2), keepdim=True) / count.clamp(min=1)
-    low = rewards.masked_fill(~known, torch.inf).amin((1, 2), keepdim=True)
-    high = rewards.masked_fill(~known, -torch.inf).amax((1, 2), keepdim=True)
-    centered = (filled - mean) * (known & (high > low))
+    centered = (filled - mean) * (known & _differ(rewards, known, (1, 2)))
     std = (centered.pow(2).sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     return reward_to_go(centered / (std + eps)) * mask
 

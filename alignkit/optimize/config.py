@@ -18,22 +18,21 @@ COUNTS = ("steps", "prompts_per_step", "group_size", "epochs", "minibatches", "d
 
 @dataclass(frozen=True)
 class AdaptiveKL:
-    """A weight of the KL that follows a target (nats): beta *= 1 + gain * clip(kl / target - 1, -bound, bound).
+    """A weight of the KL that follows a target (nats): beta *= 1 + gain * clip(kl / target - 1, -0.2, 0.2).
 
-    (Ziegler et al. 1909.08593, section 2.2, with gain 0.1 and bound 0.2; short runs need a larger gain.)
+    (Ziegler et al. 1909.08593, section 2.2, with gain 0.1; short runs need a larger one.)
     """
 
     target: float
     start: float = 0.2
     gain: float = 0.1
-    bound: float = 0.2
 
     def __post_init__(self):
         check_positive("AdaptiveKL", target=self.target, start=self.start)
 
     def next(self, beta: float, kl: float) -> float:
         """The weight for the next step, after a step at this KL."""
-        return beta * (1 + self.gain * min(max(kl / self.target - 1, -self.bound), self.bound))
+        return beta * (1 + self.gain * min(max(kl / self.target - 1, -0.2), 0.2))
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,12 @@ def as_labeler(world: World, annotator: Annotator, seed: int = 0) -> Labeler:
 
 
 def win_probability(
-    labeler: Labeler | Reward, prompts: list, a: list[str], b: list[str], columns: dict[str, list] | None = None
+    labeler: Labeler | Reward, prompts: list, a: list[str], b: list[str], columns: dict[str, list]
 ) -> np.ndarray:
     """P(a is better), shape (N,), in [0, 1], 1/2 where the texts are equal; a reward prefers the larger score and gives
     1/2 to ties. `columns`: what else the data set holds of each row, for a reward."""
     if isinstance(labeler, Reward):
-        twice = {name: [*values, *values] for name, values in (columns or {}).items()}
+        twice = {name: [*values, *values] for name, values in columns.items()}
         both = labeler([*prompts, *prompts], [*a, *b], **twice).all_scores("a comparison")
         said = 0.5 + 0.5 * np.sign(both[: len(a)] - both[len(a) :])
     elif callable(labeler):
@@ -96,11 +96,7 @@ def train_on_fresh(
     reference = policy if reference is None else reference
     check_same_vocabulary(policy, reference)
     treated, (asked, columns) = policy.copy(f"{policy.name} + {name}"), columns_of(prompts)
-    if not asked or min(steps, prompts_per_step) < 1:
-        raise AlignkitError(
-            f"{treated.name}: there must be prompts, and steps and prompts_per_step at least 1; not {len(asked)}, "
-            f"{steps}, {prompts_per_step}"
-        )
+    check_at_least(name, 1, steps=steps, prompts_per_step=prompts_per_step, **{"the number of prompts": len(asked)})
     rows = steps * prompts_per_step
 
     def loss(index: Tensor, _: Tensor) -> tuple[Tensor, dict]:

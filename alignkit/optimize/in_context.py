@@ -21,14 +21,9 @@ class InContext(Policy):
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        demonstrations: Sequence[tuple[str, str]] = (),
-        principle: str = "",
-        room: int = 64,
-        name: str | None = None,
+        self, policy: Policy, demonstrations: Sequence[tuple[str, str]] = (), principle: str = "", room: int = 64
     ):
-        self.share(policy, name or f"{policy.name} + context")
+        self.share(policy, f"{policy.name} + context")
         for row, shown in enumerate(demonstrations):
             if len(shown) != 2 or not all(isinstance(text, str) and text.strip() for text in shown):
                 raise AlignkitError(f"demonstration {row} must be a prompt and its answer, both with text: {shown!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -43,7 +44,7 @@ def by_gradient(**switches) -> Callable[[Callable[[Experience, float], Tensor]],
             return policy_gradient(policy, prompts, reward, method, beta=beta, **options)
 
         treatment.__name__ = treatment.__qualname__ = advantages.__name__
-        treatment.__doc__ = f"{advantages.__doc__}\n\n    Options: see `policy_gradient` and the fields of `Method`."
+        treatment.__doc__ = f"{inspect.getdoc(advantages)}\n\nOptions: see `policy_gradient` and `Method`."
         return treatment
 
     return treatment_of

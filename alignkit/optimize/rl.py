@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, check_at_least
 from alignkit.optimize.advantages import whitened
 from alignkit.optimize.config import AdaptiveKL, Method
 from alignkit.optimize.experience import Critic, Experience, all_samples, at_last_token, judged, token_rewards
@@ -87,8 +87,7 @@ class _Run:
     def __init__(self, policy: Policy, reference: Policy, reward: Reward, prompts: list | Dataset, method: Method):
         self.policy, self.reference, self.reward, self.method = policy, reference, reward, method
         self.prompts, self.columns = columns_of(prompts)
-        if not self.prompts:
-            raise AlignkitError(f"{method.name}: prompts must not be empty")
+        check_at_least(method.name, 1, **{"the number of prompts": len(self.prompts)})
         self.beta = method.beta.start if isinstance(method.beta, AdaptiveKL) else method.beta
         self.generator = torch.Generator().manual_seed(method.seed)
         self.critic = Critic(policy) if method.critic else None

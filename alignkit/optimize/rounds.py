@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,50 +36,42 @@ def in_rounds(
     rounds: int = 3,
     prompts_per_round: int = 256,
     epochs: float = 1,
-    batch_size: int = 32,
     learning_rate: float | None = None,
     max_new_tokens: int = 48,
     seed: int = 0,
-    progress: bool = True,
-    callback: Callable | None = None,
     checkpoint: str | Path | None = None,
+    **options,
 ) -> Policy:
     """The loop of rounds, each of which samples `group_size` completions a prompt; returns a new policy.
 
     `prompts`: a list, or a Dataset with a column `prompt`, whose other columns are handed to a reward by name. They are
     taken in turn from shuffled passes. `history` is that of the trainings with a column `round`; `spent` adds up
     rows_read, updates, seconds, completions_sampled, answers_scored (by a reward) and judgments (of two answers).
-    `callback`: see `train`. `checkpoint`: a folder, one file a round; the same call goes on after an interruption with
-    the same result (rounds that were finished are sampled again but not trained).
+    `checkpoint`: a folder, one file a round; the same call goes on after an interruption with the same result (rounds
+    that were finished are sampled again but not trained). Options: see `train`.
     """
     everyone, columns = columns_of(prompts)
-    if not everyone or rounds < 1 or prompts_per_round < 1:
-        raise AlignkitError(
-            f"{name}: there must be prompts, and rounds and prompts_per_round at least 1; not {len(everyone)}, "
-            f"{rounds}, {prompts_per_round}"
-        )
+    check_at_least(name, 1, rounds=rounds, prompts_per_round=prompts_per_round,
+                   **{"the number of prompts": len(everyone)})  # fmt: skip
     rng = np.random.default_rng([seed, 9])
     passes = -(-rounds * prompts_per_round // len(everyone))
     order = np.concatenate([rng.permutation(len(everyone)) for _ in range(passes)])
     rate = default_rate(policy.model, "preference") if learning_rate is None else learning_rate
-    how = {"epochs": epochs, "batch_size": batch_size, "learning_rate": rate, "progress": progress,
-           "callback": callback}  # fmt: skip
-    current, histories, spent = policy, [], {}
+    current, histories, spent = policy, [], Counter()
     for k in range(rounds):
         start = time.perf_counter()
         rows = order[k * prompts_per_round : (k + 1) * prompts_per_round].tolist()
         theirs = repeated({column: [values[i] for i in rows] for column, values in columns.items()}, group_size)
         asked = [everyone[i] for i in rows]
         said = current.rollout(asked, group_size, seed=seed * 1000 + k, max_new_tokens=max_new_tokens)
-        how |= {"seed": seed * 1000 + k, "prompts": asked[:16],
-                "checkpoint": None if checkpoint is None else Path(checkpoint) / f"round-{k}.pt"}  # fmt: skip
+        how = {**options, "epochs": epochs, "learning_rate": rate, "seed": seed * 1000 + k, "prompts": asked[:16],
+               "checkpoint": None if checkpoint is None else Path(checkpoint) / f"round-{k}.pt"}  # fmt: skip
         current, judged = one_round(current, said, theirs, how)
         current.name = f"{policy.name} + {name}"
         histories.append(current.history.assign(round=k))
-        paid = {**current.spent, "completions_sampled": len(said.completions), **judged,
-                "seconds": time.perf_counter() - start}  # fmt: skip
-        spent = {key: spent.get(key, 0) + paid.get(key, 0) for key in {**spent, **paid}}
-    current.history, current.spent = pd.concat(histories, ignore_index=True), spent
+        spent.update({**current.spent, "completions_sampled": len(said.completions), **judged,
+                      "seconds": time.perf_counter() - start})  # fmt: skip
+    current.history, current.spent = pd.concat(histories, ignore_index=True), dict(spent)
     return current
 
 
@@ -86,14 +79,13 @@ def in_rounds(
 
 
 def better_sides(
-    prompts: list, first: list[str], second: list[str], labeler: Labeler | Reward,
-    columns: dict[str, list] | None = None,
-) -> list[tuple[int, bool]]:  # fmt: skip
+    prompts: list, first: list[str], second: list[str], labeler: Labeler | Reward, columns: dict[str, list]
+) -> list[tuple[int, bool]]:
     """For each pair whose texts differ and whose label is no tie: its row, and whether the first side is chosen."""
     rows = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     if not rows:
         raise AlignkitError("all pairs of samples are equal: the policy no longer varies; stop earlier, or raise beta")
-    some = {name: [values[i] for i in rows] for name, values in (columns or {}).items()}
+    some = {name: [values[i] for i in rows] for name, values in columns.items()}
     sides = ([column[i] for i in rows] for column in (prompts, first, second))
     said = win_probability(labeler, *sides, some)
     chosen = [(i, bool(better > 0.5)) for i, better in zip(rows, said, strict=True) if better != 0.5]
@@ -105,7 +97,7 @@ def better_sides(
 def pairs_of(prompts: list, first: list[str], second: list[str], labeler: Labeler | Reward) -> Dataset:
     """`prompt/chosen/rejected` from two answers each; equal texts and ties teach nothing and are left out."""
     rows = [(prompts[i], *((first[i], second[i]) if wins else (second[i], first[i])))
-            for i, wins in better_sides(prompts, first, second, labeler)]  # fmt: skip
+            for i, wins in better_sides(prompts, first, second, labeler, {})]  # fmt: skip
     columns = map(list, zip(*rows, strict=True))
     return Dataset.from_dict(dict(zip(("prompt", "chosen", "rejected"), columns, strict=True)))
 
