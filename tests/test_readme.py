@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alignkit import claims
-from alignkit.files import NOTEBOOKS, ROOT
+from alignkit.files import DATA, NOTEBOOKS, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,8 +29,15 @@ def test_its_six_lines_run():
 
 
 def test_its_ledger_is_the_recorded_one():
-    shown = README.split("<!-- ledger -->")[1].split("<!-- /ledger -->")[0].strip()
-    assert shown == claims.markdown(claims.summarize()), "replace it by what `alignkit claims --markdown` prints"
+    printed = claims.markdown(claims.summarize())
+    summary = README.split("<!-- ledger -->")[1].split("<!-- /ledger -->")[0].strip()
+    assert summary == printed.split("\n\n")[0], "replace it by the first line that `alignkit claims --markdown` prints"
+    rows = (DATA / "claims.md").read_text(encoding="utf-8").split("\n\n", 2)[2].strip()
+    assert rows == printed, "replace what stands in data/claims.md by what `alignkit claims --markdown` prints"
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_every_built_notebook_is_in_its_table_with_its_seconds():
