@@ -1,14 +1,19 @@
 """Every notebook runs, and as committed it is what a reader should find: whole, clean, short and in order."""
 
 import ast
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import alignkit
 from alignkit import claims
 from alignkit.claims.table import MARKS
-from alignkit.files import NOTEBOOKS
+from alignkit.files import NOTEBOOKS, ROOT
 from alignkit.lab import sweep as runner
 
 PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -90,3 +95,22 @@ def test_has_the_bones_all_notebooks_have(committed, path):
     missing = [name for name, place in zip(expected, found, strict=True) if place is None]
     assert not missing
     assert found == sorted(found), "in this order"
+
+
+@pytest.mark.parametrize("path", [*PATHS, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_what_its_prose_names_exists(path):
+    """`optimize.dpo` and the like, wherever a sentence names one."""
+    prose = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(prose, as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    named = set(re.findall(r"`((?:worlds|feedback|rewards|optimize|evaluation|checkup)\.[A-Za-z_][\w.]*\w)", prose))
+    assert not [name for name in named if not exists(f"alignkit.{name}")]
+
+
+def exists(name: str) -> bool:
+    home, _, attribute = name.rpartition(".")
+    try:
+        return hasattr(import_module(home), attribute) or bool(find_spec(name))
+    except ModuleNotFoundError:
+        return exists(home) and hasattr(attrgetter(home.removeprefix("alignkit."))(alignkit), attribute)
