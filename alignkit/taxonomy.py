@@ -13,126 +13,46 @@ from typing import NamedTuple
 from alignkit.errors import AlignkitError
 
 
-class Phase(StrEnum):
-    """Where a paper's main contribution lies: diagnosis, prescription, treatment, or follow-up."""
-
-    FEEDBACK = "feedback"
-    REWARD = "reward"
-    OPTIMIZATION = "optimization"
-    EVALUATION = "evaluation"
+def _words(name: str, words: str) -> type[StrEnum]:
+    """An enum of these words; its members are named after them ("rule-based" is RULE_BASED)."""
+    members = {word.upper().replace("-", "_").replace("+", "_AND_"): word for word in words.split()}
+    return StrEnum(name, members, module=__name__)
 
 
-class FeedbackSource(StrEnum):
-    """Who gives the label. `rule` is a program, a known answer, a unit test or the outcome of a rollout."""
+# Where a paper's main contribution lies: diagnosis, prescription, treatment, or follow-up
+Phase = _words("Phase", "feedback reward optimization evaluation")
+# Who gives the label. `rule` is a program, a known answer, a unit test or the outcome of a rollout
+FeedbackSource = _words("FeedbackSource", "human ai human+ai rule none")
+# What a label looks like
+FeedbackType = _words(
+    "FeedbackType",
+    "pairwise ranking rating binary critique demonstration correction verifiable process-label multi-attribute none",
+)
+# What a reward is built from: rules, data (labels, learned or distilled), or both
+ConstructionBasis = _words("ConstructionBasis", "rule-based data-driven hybrid none")
+# A reward's native output, before any conversion: a critique read off as a score stays textual
+Format = _words("Format", "scalar vector textual ranking none")
+# Explicit: a function or model of its own. Implicit: it lives in the policy's log-probabilities
+Expression = _words("Expression", "explicit implicit none")
+# The unit that receives the reward. All but `response` are fine-grained
+Granularity = _words("Granularity", "response segment step token multi-aspect multi-stage none")
+# How the policy is improved. `none`: only a reward or a benchmark is studied
+Optimization = _words("Optimization", "rl rl-free inference-time in-context none")
+# Multi: several attributes, objectives or groups of people, kept apart on purpose
+Objective = _words("Objective", "single multi")
+# What goes in and comes out. `image-text`: vision-language understanding; mathematics counts as text
+Modality = _words("Modality", "text code image-text image video audio speech control multi")
+# How sure the catalog is of a row's classification (titles and ids are verified for every row)
+Confidence = _words("Confidence", "high medium")
 
-    HUMAN = "human"
-    AI = "ai"
-    HUMAN_AND_AI = "human+ai"
-    RULE = "rule"
-    NONE = "none"
-
-
-class FeedbackType(StrEnum):
-    """What a label looks like."""
-
-    PAIRWISE = "pairwise"
-    RANKING = "ranking"
-    RATING = "rating"
-    BINARY = "binary"
-    CRITIQUE = "critique"
-    DEMONSTRATION = "demonstration"
-    CORRECTION = "correction"
-    VERIFIABLE = "verifiable"
-    PROCESS_LABEL = "process-label"
-    MULTI_ATTRIBUTE = "multi-attribute"
-    NONE = "none"
-
-
-class ConstructionBasis(StrEnum):
-    """What a reward is built from: rules, data (labels, learned or distilled), or both."""
-
-    RULE_BASED = "rule-based"
-    DATA_DRIVEN = "data-driven"
-    HYBRID = "hybrid"
-    NONE = "none"
-
-
-class Format(StrEnum):
-    """A reward's native output, before any conversion: a critique read off as a score stays textual."""
-
-    SCALAR = "scalar"
-    VECTOR = "vector"
-    TEXTUAL = "textual"
-    RANKING = "ranking"
-    NONE = "none"
-
-
-class Expression(StrEnum):
-    """Explicit: a function or model of its own. Implicit: it lives in the policy's log-probabilities."""
-
-    EXPLICIT = "explicit"
-    IMPLICIT = "implicit"
-    NONE = "none"
-
-
-class Granularity(StrEnum):
-    """The unit that receives the reward. All but `response` are fine-grained."""
-
-    RESPONSE = "response"
-    SEGMENT = "segment"
-    STEP = "step"
-    TOKEN = "token"
-    MULTI_ASPECT = "multi-aspect"
-    MULTI_STAGE = "multi-stage"
-    NONE = "none"
-
-
-class Optimization(StrEnum):
-    """How the policy is improved. `none`: only a reward or a benchmark is studied."""
-
-    RL = "rl"
-    RL_FREE = "rl-free"
-    INFERENCE_TIME = "inference-time"
-    IN_CONTEXT = "in-context"
-    NONE = "none"
-
-
-class Objective(StrEnum):
-    """Multi: several attributes, objectives or groups of people, kept apart on purpose."""
-
-    SINGLE = "single"
-    MULTI = "multi"
-
-
-class Modality(StrEnum):
-    """What goes in and comes out. `image-text`: vision-language understanding; mathematics counts as text."""
-
-    TEXT = "text"
-    CODE = "code"
-    IMAGE_TEXT = "image-text"
-    IMAGE = "image"
-    VIDEO = "video"
-    AUDIO = "audio"
-    SPEECH = "speech"
-    CONTROL = "control"
-    MULTI = "multi"
-
-
-class Confidence(StrEnum):
-    """How sure the catalog is of a row's classification (titles and ids are verified for every row)."""
-
-    HIGH = "high"
-    MEDIUM = "medium"
-
-
-QUESTIONS: dict[str, str] = {
+# the four questions of the survey's journal version
+QUESTIONS = {
     "1 formulation": "How are rewards formulated: scalar, token-level or multi-dimensional, "
     "and which shaping objectives support each?",
     "2 construction": "How are rewards built: from rules, data, or hybrids of heterogeneous supervision?",
     "3 interaction": "How do rewards interact with optimization: RLHF, DPO, in-context alignment?",
     "4 assessment": "How are rewards assessed: robustness, generalization, safety diagnostics, downstream impact?",
 }
-"""The four questions of the survey's journal version."""
 
 
 class CrosswalkRow(NamedTuple):
@@ -144,7 +64,7 @@ class CrosswalkRow(NamedTuple):
     question: str
 
 
-CROSSWALK: list[CrosswalkRow] = [
+CROSSWALK = [
     CrosswalkRow(
         "construction basis",
         "rule-based, data-driven (hybrids discussed)",
@@ -174,9 +94,8 @@ CROSSWALK: list[CrosswalkRow] = [
         "3 interaction, trends",
     ),
 ]
-"""The survey's first version, our refinement, and the journal version, dimension by dimension."""
 
-
+# the dimensions of a reward card
 CARD_FIELDS: dict[str, type[StrEnum]] = {
     "construction_basis": ConstructionBasis,
     "format": Format,
@@ -185,7 +104,6 @@ CARD_FIELDS: dict[str, type[StrEnum]] = {
     "objective": Objective,
     "modality": Modality,
 }
-"""The dimensions of a reward card and the words each may use."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +114,12 @@ class RewardCard:
     """
 
     name: str
-    construction_basis: ConstructionBasis | str
-    format: Format | str = Format.SCALAR
-    expression: Expression | str = Expression.EXPLICIT
-    granularity: Granularity | str = Granularity.RESPONSE
-    objective: Objective | str = Objective.SINGLE
-    modality: Modality | str = Modality.TEXT
+    construction_basis: str
+    format: str = Format.SCALAR
+    expression: str = Expression.EXPLICIT
+    granularity: str = Granularity.RESPONSE
+    objective: str = Objective.SINGLE
+    modality: str = Modality.TEXT
     source: str = ""
     notes: str = ""
 
@@ -209,13 +127,10 @@ class RewardCard:
         if not isinstance(self.name, str) or not self.name.strip():
             raise AlignkitError(f"RewardCard: name is {self.name!r}; give the reward a name")
         for field, words in CARD_FIELDS.items():
-            # the only way to set a field of a frozen dataclass
-            object.__setattr__(self, field, _coerce(self.name, field, getattr(self, field), words))
-
-
-def _coerce(card: str, field: str, value: object, words: type[StrEnum]) -> StrEnum:
-    """`value` as a member of `words`. "none" is for papers that build no reward; a reward is never "none"."""
-    allowed = [word.value for word in words if word.value != "none"]
-    if value in allowed:
-        return words(value)
-    raise AlignkitError(f"RewardCard {card!r}: {field} is {value!r}; it must be one of {', '.join(allowed)}")
+            value = getattr(self, field)
+            allowed = [word for word in words if word != "none"]  # for papers that build no reward
+            if value not in allowed:
+                raise AlignkitError(
+                    f"RewardCard {self.name!r}: {field} is {value!r}; it must be one of {', '.join(allowed)}"
+                )
+            object.__setattr__(self, field, words(value))  # the only way to set a field of a frozen dataclass
