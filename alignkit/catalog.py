@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -42,13 +42,7 @@ COLUMNS = (
     *ENUMS,
     *("arxiv_url", "notebook", "implemented_by"),
 )
-COMPARE: dict[str, Callable] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "=": operator.eq,
-}
+COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
 CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<|=)\s*(.*?)\s*")
 
 
@@ -82,23 +76,21 @@ def _check_row(row: Mapping[str, str], file: str) -> None:
     for column, words in ENUMS.items():
         if row[column] not in list(words):
             fail(column, f"is not one of {', '.join(words)}")
-    number = re.fullmatch(r"(\d\d)(\d\d)\.\d{4,5}", row["arxiv_id"])
+    arxiv_id = row["arxiv_id"]
+    number = re.fullmatch(r"(\d\d)(\d\d)\.\d{4,5}", arxiv_id)
     if not number:
         fail("arxiv_id", "is not an arXiv id such as 2305.18290")
-    if row["year"] != f"20{number[1]}":
-        fail("year", f"is not the year of arXiv id {row['arxiv_id']}")
-    if row["month"] != f"{int(number[2])}":
-        fail("month", f"is not the month of arXiv id {row['arxiv_id']}")
-    if row["arxiv_url"] != f"https://arxiv.org/abs/{row['arxiv_id']}":
-        fail("arxiv_url", f"should be https://arxiv.org/abs/{row['arxiv_id']}")
+    follows = {"year": f"20{number[1]}", "month": f"{int(number[2])}", "arxiv_url": f"https://arxiv.org/abs/{arxiv_id}"}
+    for column, value in follows.items():
+        if row[column] != value:
+            fail(column, f"should be {value}, as the arXiv id is {arxiv_id}")
 
 
 def query(where: Iterable[str] | Mapping[str, object] = ()) -> pd.DataFrame:
     """The rows that meet all conditions.
 
     Conditions are texts (`granularity=step`, `format=vector|textual` for either, `year>=2024`) or a mapping
-    (`{"granularity": "step", "format": ["vector", "textual"]}`). An unknown field or value raises
-    AlignkitError with the ones there are.
+    (`{"format": ["vector", "textual"]}`). An unknown field or value raises AlignkitError with the ones there are.
     """
     table = load()
     selected = pd.Series(True, index=table.index)
@@ -112,10 +104,7 @@ def query(where: Iterable[str] | Mapping[str, object] = ()) -> pd.DataFrame:
 def _conditions(where: Iterable[str] | Mapping[str, object]) -> list[tuple[str, str, list[str]]]:
     """(field, sign, values) for each condition."""
     if isinstance(where, Mapping):
-        return [
-            (field, "=", [str(v) for v in (value if isinstance(value, (list, tuple, set)) else [value])])
-            for field, value in where.items()
-        ]
+        where = [f"{field}={_joined(value)}" for field, value in where.items()]
     parsed = []
     for text in [where] if isinstance(where, str) else where:
         match = CONDITION.fullmatch(text)
@@ -125,30 +114,27 @@ def _conditions(where: Iterable[str] | Mapping[str, object]) -> list[tuple[str, 
     return parsed
 
 
+def _joined(value: object) -> str:
+    return "|".join(map(str, value)) if isinstance(value, (list, tuple, set)) else str(value)
+
+
 def _matches(column: pd.Series, sign: str, values: list[str]) -> pd.Series:
     """Which rows of a column meet one condition; several values mean any of them."""
-    field = str(column.name)
+    field = column.name
     if field in NUMBERS:
-        return _any(COMPARE[sign](column, _whole_number(field, value)) for value in values)
+        odd = next((value for value in values if not value.isdigit()), None)
+        if odd is not None:
+            raise AlignkitError(f"{field} is compared with {odd!r}; give a whole number")
+        return pd.concat([COMPARE[sign](column, int(value)) for value in values], axis=1).any(axis=1)
     if sign != "=":
         raise AlignkitError(f"{field}{sign}{values[0]}: only year and month can be compared; use {field}=...")
-    known = [word.value for word in ENUMS[field]] if field in ENUMS else sorted(set(column))
+    known = list(ENUMS[field]) if field in ENUMS else sorted(set(column))
     for value in values:
         if value not in known:
             # thousands of titles are no help: name the nearest, unless the field has a short vocabulary
             shown = known if field in ENUMS else difflib.get_close_matches(value, known, n=5, cutoff=0.4)
             raise AlignkitError(f"{field} is never {value!r}; try {', '.join(shown) or 'another value'}")
     return column.isin(values)
-
-
-def _any(masks: Iterable[pd.Series]) -> pd.Series:
-    return pd.concat(list(masks), axis=1).any(axis=1)
-
-
-def _whole_number(field: str, value: str) -> int:
-    if not value.isdigit():
-        raise AlignkitError(f"{field} is compared with {value!r}; give a whole number")
-    return int(value)
 
 
 def crosstab(rows: str, columns: str, where: Iterable[str] | Mapping[str, object] = ()) -> pd.DataFrame:
@@ -158,14 +144,11 @@ def crosstab(rows: str, columns: str, where: Iterable[str] | Mapping[str, object
         if field not in (*ENUMS, "year"):
             raise AlignkitError(f"can't tabulate {field!r}; use two of {', '.join(ENUMS)}, year")
     counts = pd.crosstab(table[rows], table[columns])
-    return counts.reindex(index=_in_order(rows, counts.index), columns=_in_order(columns, counts.columns))
 
+    def in_order(field: str, present: pd.Index) -> list:
+        return sorted(present, key=list(ENUMS[field]).index if field in ENUMS else None)
 
-def _in_order(field: str, present: pd.Index) -> list:
-    """Values in the taxonomy's order, without those no paper has (some are ours, not the coding rules')."""
-    if field not in ENUMS:
-        return sorted(present)
-    return [word.value for word in ENUMS[field] if word.value in present]
+    return counts.reindex(index=in_order(rows, counts.index), columns=in_order(columns, counts.columns))
 
 
 class Reading(str):
@@ -193,7 +176,3 @@ def reading(limit: int = 8, **where: object) -> Reading:
         conditions = " ".join(f"'{field}={_joined(value)}'" for field, value in where.items())
         lines.append(f"\n{limit} of {len(found)}; all of them: `alignkit catalog {conditions}`".rstrip())
     return Reading("\n".join(lines))
-
-
-def _joined(value: object) -> str:
-    return "|".join(map(str, value)) if isinstance(value, (list, tuple, set)) else str(value)
