@@ -33,8 +33,8 @@ def test_sizes_differ_in_width_alone_and_are_shipped_small():
         assert all(config[name] == other[name] for name in ("num_hidden_layers", "num_attention_heads", "vocab_size"))
 
 
-def test_an_unknown_size_is_named_before_anything_is_trained():
-    with pytest.raises(AlignkitError, match="no size 'huge' of 'assistant'; there are small, large"):
+def test_an_unknown_patient_is_named_before_anything_is_trained():
+    with pytest.raises(AlignkitError, match="world must be one of assistant, assistant-small, .* not 'assistant-huge'"):
         build_patient("assistant-huge", seed=0)
 
 
@@ -60,7 +60,7 @@ def test_every_document_of_the_corpus_fits_the_context(name):
 
 def test_pretraining_lowers_the_loss_and_depends_on_its_seed_only(world, tiny):
     documents = world.corpus(300, seed=0)
-    losses = [pretrain(tiny.copy(), [(steps, documents)], seed, progress=False) for steps, seed in
+    losses = [pretrain(tiny.copy(), [(steps, documents)], seed) for steps, seed in
               ((3, 0), (3, 0), (3, 1), (60, 0))]  # fmt: skip
     assert losses[0] == losses[1] != losses[2] and losses[3][-1] < losses[0][-1] - 0.5
 

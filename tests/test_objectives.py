@@ -429,6 +429,6 @@ def test_the_patient_of_two_tasks_knows_the_words_of_both_and_answers_both():
 
 def test_the_patient_of_two_tasks_is_built_from_documents_of_both(monkeypatch):
     monkeypatch.setattr("alignkit.lab.build.DOCUMENTS", 40)
-    one, again, other = (build_patient("multitask", seed=s, steps=1, progress=False) for s in (3, 3, 4))
+    one, again, other = (build_patient("multitask", seed=s, steps=1) for s in (3, 3, 4))
     assert one.model.dtype == torch.float16
     assert torch.equal(weights_of(one), weights_of(again)) and not torch.equal(weights_of(one), weights_of(other))

@@ -29,7 +29,7 @@ def test_a_rebuilt_patient_is_as_ill_as_the_shipped_ones(name):
     """Inside the five's range, widened at both ends by that range and three standard errors of a rate."""
     world = worlds.load(name.partition("-")[0])
     shipped = [symptom_rates(world, load_policy(name, patient=k)) for k in range(5)]
-    for sign, (rate, error) in symptom_rates(world, build_patient(name, seed=0, progress=False)).items():
+    for sign, (rate, error) in symptom_rates(world, build_patient(name, seed=0)).items():
         low, high = (pick(rates[sign][0] for rates in shipped) for pick in (min, max))
         margin = high - low + 3 * error
         assert low - margin <= rate <= high + margin, (sign, rate, low, high)
@@ -38,7 +38,7 @@ def test_a_rebuilt_patient_is_as_ill_as_the_shipped_ones(name):
 def test_a_reader_of_authors_rebuilt_in_short_tells_them_apart_like_the_shipped_one():
     """A quarter of the pretraining is enough to see whose answers stand in the context."""
     world, rude = worlds.load("assistant"), {}
-    for name, policy in {"rebuilt": build_patient("authors", 0, steps=340, progress=False),
+    for name, policy in {"rebuilt": build_patient("authors", 0, steps=340),
                          "shipped": load_policy("authors")}.items():  # fmt: skip
         for author in (authors.ALIGNED, authors.MISALIGNED):
             shown = author.documents(world, 3, 0, world.prompts("feedback"))

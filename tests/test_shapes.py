@@ -173,7 +173,7 @@ def test_save_and_load_give_the_same_policy(shapes, seer, tmp_path):
 
 def test_building_depends_on_its_seed_only(monkeypatch):
     monkeypatch.setattr("alignkit.lab.build.CAPTIONS", 100)
-    one, two, other = (weights_of(build_patient("shapes", s, steps=3, progress=False)) for s in (0, 0, 1))
+    one, two, other = (weights_of(build_patient("shapes", s, steps=3)) for s in (0, 0, 1))
     assert (one == two).all() and not (one == other).all()
 
 

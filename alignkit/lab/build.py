@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from alignkit import worlds
-from alignkit.errors import AlignkitError
+from alignkit.errors import check_choice
 from alignkit.pictures import PicturePolicy
 from alignkit.policy import MODELS, Batch, Policy, load_policy, positions
 from alignkit.rewards.texts import reader
@@ -31,14 +31,15 @@ from alignkit.worlds import authors
 from alignkit.worlds.shapes import SIDE
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+CONTEXT, LAYERS, IMAGE, PATCH = 96, 2, "<image>", 12
+STEPS = {"assistant": 1000, "assistant-small": 1000, "assistant-large": 1000, "arithmetic": 1300, "authors": 1350,
+         "multitask": 1050, "shapes": 950}  # fmt: skip
+HIDDEN, OTHER_HIDDEN = 64, {"assistant-small": 32, "assistant-large": 112}
 DOCUMENTS, BATCH, RATE = 40_000, 96, 6e-3
-STEPS = {"assistant": 1000, "arithmetic": 1300, "authors": 1350, "multitask": 1050}
+HALF = ("assistant-large", "multitask", "shapes")  # stored in half precision
 MIXED = ("assistant", "arithmetic")  # of "multitask": the worlds whose documents it reads, as many of each
-HIDDEN = {"small": 32, "large": 112}  # of the other sizes, "assistant-small" and "assistant-large"; else 64
 SEQUENCES, LONG = 8_000, {"context": 256, "batch_size": 32, "rate": 4e-3}  # of "authors": several documents in a row
-
-IMAGE, PATCH = "<image>", 12  # of "shapes"
-CAPTIONS, CAPTION_STEPS, CAPTION_TRAINING = 16_000, 950, {"batch_size": 64, "rate": 1.5e-3}
+CAPTIONS, CAPTION_TRAINING = 16_000, {"batch_size": 64, "rate": 1.5e-3}
 ALIGNMENT = 0.37  # share of the steps on plain lists of what there is, from which seeing is learned
 
 Documents = list[tuple[str, str]]
@@ -78,7 +79,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
-def make_policy(vocabulary: list[str], seed: int, hidden: int = 64, layers: int = 2, context: int = 96) -> Policy:
+def make_policy(vocabulary: list[str], seed: int, hidden=HIDDEN, layers=LAYERS, context=CONTEXT) -> Policy:
     """An untrained Llama of about 0.14 M parameters (at hidden 64, 2 layers) over this vocabulary."""
     tokenizer = make_tokenizer(vocabulary, context)
     with torch.random.fork_rng(devices=[]):
@@ -87,22 +88,21 @@ def make_policy(vocabulary: list[str], seed: int, hidden: int = 64, layers: int 
     return Policy(model, tokenizer, name=f"seed {seed}")
 
 
-def make_picture_policy(
-    vocabulary: list[str], seed: int, hidden: int = 64, layers: int = 2, context: int = 96
-) -> PicturePolicy:
+def make_picture_policy(vocabulary: list[str], seed: int) -> PicturePolicy:
     """An untrained Llava of about 0.2 M parameters: a CLIP tower, a projector and a Llama over this vocabulary."""
-    tokenizer = make_tokenizer([IMAGE, *vocabulary], context)
+    tokenizer = make_tokenizer([IMAGE, *vocabulary], CONTEXT)
+    text = _text_config(tokenizer, HIDDEN, LAYERS, CONTEXT)
     vision = CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
         image_size=SIDE,
         patch_size=PATCH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=_text_config(tokenizer, hidden, layers, context),
+        text_config=text,
         tie_word_embeddings=True,
         vision_feature_layer=-1,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -140,7 +140,6 @@ def pretrain(
     policy: Policy,
     stages: list[tuple[int, Documents]],
     seed: int,
-    progress: bool = True,
     loss_of: Callable[[Policy, Batch], torch.Tensor] = document_loss,
     batch_size: int = BATCH,
     rate: float = RATE,
@@ -153,7 +152,7 @@ def pretrain(
     generator = torch.Generator().manual_seed(seed)
     policy.model.train()
     losses = []
-    with tqdm(total=total, desc=f"pretrain {policy.name}", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc=f"pretrain {policy.name}", disable=None, leave=False) as bar:
         for steps, documents in stages:
             batch = policy.encode(*map(list, zip(*documents, strict=True)))
             for _ in range(steps):
@@ -170,61 +169,49 @@ def pretrain(
     return losses
 
 
-def build_patient(world: str, seed: int, steps: int | None = None, progress: bool = True) -> Policy:
+def build_patient(name: str, seed: int, steps: int | None = None) -> Policy:
     """One patient, pretrained with everything (weights, corpus, order) drawn from `seed`.
 
     "assistant" and "arithmetic" start from nothing; "authors" goes on from the shipped "assistant" of the same seed,
     with words for principles, room for several documents, and sequences of one author each; "multitask" is one policy
-    for two tasks, read in turn, with the words of both; "shapes" learns to see first and then to caption (these two
-    are stored in half precision). A size after the world's name ("assistant-small", "assistant-large") changes the
-    width alone; the large one is stored in half precision.
+    for two tasks, read in turn, with the words of both; "shapes" learns to see first and then to caption;
+    "assistant-small" and "assistant-large" differ in width alone.
     """
-    if world == "shapes":
-        return _build_picture_patient(seed, steps or CAPTION_STEPS, progress)
-    if world == "authors":
-        return _build_author_reader(seed, steps or STEPS[world], progress)
-    if world == "multitask":
-        return _build_multitask(seed, steps or STEPS[world], progress)
-    name, _, size = world.partition("-")
-    if size and size not in HIDDEN:
-        raise AlignkitError(f"no size {size!r} of {name!r}; there are {', '.join(HIDDEN)}, and {name!r} itself")
-    w = worlds.load(name)
-    policy = make_policy(w.vocabulary(), seed, hidden=HIDDEN[size] if size else 64)
-    pretrain(policy, [(steps or STEPS[name], w.corpus(DOCUMENTS, seed))], seed, progress)
-    if size == "large":
+    check_choice("build-models", "world", name, STEPS)
+    steps = steps or STEPS[name]
+    if name == "authors":
+        policy = _author_reader(seed, steps)
+    elif name == "shapes":
+        policy = _captioner(seed, steps)
+    else:
+        parts = [worlds.load(part) for part in (MIXED if name == "multitask" else [name.partition("-")[0]])]
+        words = sorted({word for part in parts for word in part.vocabulary()})
+        policy = make_policy(words, seed, OTHER_HIDDEN.get(name, HIDDEN))
+        documents = [document for part in parts for document in part.corpus(DOCUMENTS // len(parts), seed)]
+        pretrain(policy, [(steps, documents)], seed)
+    if name in HALF:
         policy.model.half()
     return policy
 
 
-def _build_author_reader(seed: int, steps: int, progress: bool) -> Policy:
-    options = dict(LONG)
-    room = options.pop("context")
+def _author_reader(seed: int, steps: int) -> Policy:
+    room = LONG["context"]
     policy = reader(load_policy("assistant", patient=seed), ["be", *authors.TRAIT_OF], context=room, seed=seed)
     policy.name = f"authors {seed}"
     texts = authors.sequences(worlds.load("assistant"), SEQUENCES, seed, words=room - 2)
-    pretrain(policy, [(steps, [("", text) for text in texts])], seed, progress, **options)
+    documents = [("", text) for text in texts]
+    pretrain(policy, [(steps, documents)], seed, batch_size=LONG["batch_size"], rate=LONG["rate"])
     return policy
 
 
-def _build_multitask(seed: int, steps: int, progress: bool) -> Policy:
-    parts = [worlds.load(name) for name in MIXED]
-    policy = make_policy(sorted({word for part in parts for word in part.vocabulary()}), seed)
-    documents = [document for part in parts for document in part.corpus(DOCUMENTS // len(parts), seed)]
-    pretrain(policy, [(steps, documents)], seed, progress)
-    policy.model.half()
-    return policy
-
-
-def _build_picture_patient(seed: int, steps: int, progress: bool) -> PicturePolicy:
+def _captioner(seed: int, steps: int) -> PicturePolicy:
     """Sees first, from plain lists of what is in a picture, place by place; then learns captions from the corpus."""
     world = worlds.load("shapes")
     documents = world.corpus(CAPTIONS, seed)
     plain = [(prompt, world.caption(list(world.scene(prompt).values()))) for prompt, _ in documents]
     policy = make_picture_policy(world.vocabulary(), seed)
     first = max(1, round(ALIGNMENT * steps))
-    stages = [(first, plain), (max(1, steps - first), documents)]
-    pretrain(policy, stages, seed, progress, caption_loss, **CAPTION_TRAINING)
-    policy.model.half()
+    pretrain(policy, [(first, plain), (max(1, steps - first), documents)], seed, caption_loss, **CAPTION_TRAINING)
     return policy
 
 
