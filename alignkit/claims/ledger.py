@@ -61,21 +61,17 @@ class Ledger:
         self._started = time.monotonic()
 
     def record(self, claim_id: str, value: Any) -> None:
-        """Store this run's value: a finite number, or a list of (x, y) points for a population claim."""
+        """Store this run's value: a finite number, or for a population claim a list of (x, y) points."""
         if claim_id not in self.claims:
-            known = ", ".join(self.claims) or "none yet"
+            has = ", ".join(self.claims) or "none yet"
             raise AlignkitError(
-                f"no claim {claim_id!r} for notebook {self.notebook} in data/claims.yaml; it has: {known}"
+                f"no claim {claim_id!r} for notebook {self.notebook} in data/claims.yaml; it has: {has}"
             )
-        where = f"claim {claim_id!r}"
-        kind = self.claims[claim_id].kind
-        if kind == "population":
-            self.values[claim_id] = _points(value, where)
-            return
-        number = _finite(value, where)
-        if kind == "identity" and number < 0:
-            raise AlignkitError(f"{where}: value is {number}; an identity records its largest absolute error")
-        self.values[claim_id] = number
+        kind, where = self.claims[claim_id].kind, f"claim {claim_id!r}"
+        found = _points(value, where) if kind == "population" else _finite(value, where)
+        if kind == "identity" and found < 0:
+            raise AlignkitError(f"{where}: value is {found}; an identity records its largest absolute error")
+        self.values[claim_id] = found
 
     def series(self, name: str, data: Any) -> None:
         """Store a curve or table to be drawn later as recorded (numbers keep six significant digits)."""
@@ -186,15 +182,9 @@ def evidence(notebook: str, results: str | Path | None = None) -> list[dict[str,
     return sorted(counting, key=lambda result: result["seed"])
 
 
-def shown(notebook: str, results: str | Path | None = None) -> dict[str, Any]:
-    """{claim: value} of the run that the committed notebook shows; {} if it is not kept."""
-    path = result_path(results or RESULTS, notebook, SHOWN_PROFILE, SHOWN_SEED)
-    return read_result(path)["values"] if path.is_file() else {}
-
-
-def evidence_hash(notebook: str, results: str | Path | None = None) -> str:
+def evidence_hash(notebook: str) -> str:
     """Changes whenever the recorded evidence that a notebook shows changes."""
-    found = [[result["seed"], result["values"], result["series"]] for result in evidence(notebook, results)]
+    found = [[result["seed"], result["values"], result["series"]] for result in evidence(notebook)]
     return fingerprint.sha(json.dumps(found, sort_keys=True))
 
 
@@ -202,8 +192,7 @@ def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path]
     """One row per registered claim: evidence over seeds, verdict, whether it survives Holm's correction and Benjamini
     and Hochberg's (`bh`), what is stale.
 
-    `mean` is the mean over seeds for seeded claims and demonstrations, Spearman's correlation for population
-    claims, and the largest error for identities. `shown` is the committed notebook's own value, `pi_low` and `pi_high`
+    `mean` is that of `statistics.estimate`. `shown` is the committed notebook's own value, `pi_low` and `pi_high`
     where one more seed's value lies with 95 % probability, `power` the probability that `PLANNED_SEEDS` new seeds
     decide the claim if the recorded mean and spread are the true ones. `stale` is False or a list of reasons;
     `paths` says where notebooks are (by stem) that are not among the project's.
@@ -213,12 +202,12 @@ def summarize(results: str | Path | None = None, paths: Mapping[str, str | Path]
         registered.setdefault(claim.notebook, []).append(claim)
     rows = []
     for notebook, own in registered.items():
-        found = _summary_rows(own, evidence(notebook, results), (paths or {}).get(notebook))
-        values = shown(notebook, results)
-        for row in found:
-            value = values.get(row["id"])
+        path = result_path(results or RESULTS, notebook, SHOWN_PROFILE, SHOWN_SEED)
+        shown = read_result(path)["values"] if path.is_file() else {}
+        for row in _summary_rows(own, evidence(notebook, results), (paths or {}).get(notebook)):
+            value = shown.get(row["id"])
             row["shown"] = None if value is None else statistics.one_run(row["kind"], value)
-        rows += found
+            rows.append(row)
     _correct(rows)
     return rows
 
@@ -231,29 +220,12 @@ def _summary_rows(claims: Iterable[Claim], results: list[dict], path: str | Path
 
 def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]]) -> dict[str, Any]:
     results = [result for result in results if claim.id in result["values"]]
-    row: dict[str, Any] = {
-        "id": claim.id,
-        "notebook": claim.notebook,
-        "phase": claim.phase,
-        "dimension": claim.dimension,
-        "statement": claim.statement,
-        "source": list(claim.source),
-        "kind": claim.kind,
-        "rule": claim.rule.words(),
-        "n_seeds": len(results),
-        "mean": None,
-        "ci_low": None,
-        "ci_high": None,
-        "pi_low": None,
-        "pi_high": None,
-        "power": None,
-        "p_value": None,
-        "verdict": "unmeasured",
-        "survives_holm": False,
-        "bh": False,
-        "processors": sorted({result["processor"] for result in results if result.get("processor")}),
-        "stale": _stale(claim, results, reasons),
-    }
+    row = {name: getattr(claim, name) for name in ("id", "notebook", "phase", "dimension", "statement")}
+    row |= {"source": list(claim.source), "kind": claim.kind, "rule": claim.rule.words(), "n_seeds": len(results)}
+    row |= dict.fromkeys(("mean", "ci_low", "ci_high", "pi_low", "pi_high", "power", "p_value"))
+    row |= {"verdict": "unmeasured", "survives_holm": False, "bh": False}
+    row["processors"] = sorted({result["processor"] for result in results if result.get("processor")})
+    row["stale"] = _stale(claim, results, reasons)
     if results:
         values = [result["values"][claim.id] for result in results]
         found = statistics.estimate(claim.kind, values)
@@ -261,7 +233,7 @@ def _summary_row(claim: Claim, results: list[dict], reasons: dict[int, list[str]
         row["pi_low"], row["pi_high"] = statistics.prediction(claim.kind, values)
         row["power"] = statistics.power(claim.kind, claim.rule, values, PLANNED_SEEDS)
         row["verdict"] = statistics.verdict(claim.rule, found)
-        row["p_value"] = statistics.p_value(claim.rule, found) if claim.is_finding else None
+        row["p_value"] = statistics.p_value(claim.rule, found) if claim.kind in statistics.FINDINGS else None
     return row
 
 
@@ -310,10 +282,10 @@ def _points(value: Any, where: str) -> list[list[float]]:
 
 def _plain(data: Any, where: str) -> Any:
     """Numbers, texts, lists and dicts only, as JSON has them; a number that is not finite becomes null."""
-    if hasattr(data, "to_dict"):  # pandas
-        return _plain(data.to_dict("list") if data.ndim == 2 else data.tolist(), where)
-    if hasattr(data, "tolist"):  # numpy and torch
-        return _plain(data.tolist(), where)
+    if hasattr(data, "columns"):  # a table of pandas
+        data = data.to_dict("list")
+    elif hasattr(data, "tolist"):  # pandas, numpy, torch
+        data = data.tolist()
     if isinstance(data, Mapping):
         return {str(key): _plain(value, where) for key, value in data.items()}
     if isinstance(data, (list, tuple, range)):

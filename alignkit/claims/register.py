@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from alignkit.claims import statistics
@@ -16,10 +16,6 @@ from alignkit.files import DATA
 from alignkit.taxonomy import Phase
 
 ARXIV_ID = re.compile(r"\d{4}\.\d{4,5}")
-FIELDS = (
-    "id", "notebook", "phase", "dimension", "statement", "source", "kind", "measure", "rule",
-    "could_fail_because",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,13 @@ class Claim:
     could_fail_because: str
 
     @property
-    def is_finding(self) -> bool:
-        """Identities and demonstrations can't fail in an interesting way, so they are no findings."""
-        return self.kind in statistics.FINDINGS
-
-    @property
     def rule_hash(self) -> str:
         """Of all that must be written down before the evidence: statement, measure, source, kind and rule."""
         told = [self.statement, self.measure, self.source, self.kind, self.rule.key, self.rule.low, self.rule.high]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+FIELDS = tuple(field.name for field in fields(Claim))
 
 
 def load(path: str | Path | None = None) -> dict[str, Claim]:
@@ -82,11 +76,9 @@ def _parse(entry: object, where: str) -> Claim:
     if missing or unknown:
         found = f"missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}"
         raise DataError(f"{where}: fields {found}. A claim has {', '.join(FIELDS)}")
-    if entry["kind"] not in statistics.KINDS:
-        kinds = ", ".join(statistics.KINDS)
-        raise DataError(f"{where}: kind is {entry['kind']!r}; it must be one of {kinds}")
-    if entry["phase"] not in list(Phase):
-        raise DataError(f"{where}: phase is {entry['phase']!r}; it must be one of {', '.join(Phase)}")
+    for field, words in (("kind", statistics.KINDS), ("phase", list(Phase))):
+        if entry[field] not in words:
+            raise DataError(f"{where}: {field} is {entry[field]!r}; it must be one of {', '.join(words)}")
     sources = entry["source"] if isinstance(entry["source"], list) else [entry["source"]]
     if not all(isinstance(source, str) for source in sources):
         raise DataError(f"{where}: source is {entry['source']!r}; quote arXiv ids, YAML reads them as numbers")

@@ -21,12 +21,6 @@ from alignkit.intervals import Estimate, fisher, mean_estimate, rank_correlation
 
 KINDS = ("identity", "demonstration", "seeded", "population")
 FINDINGS = ("seeded", "population")
-RULE_KEYS = {
-    "identity": ("max_error",),
-    "demonstration": ("above", "below", "within"),
-    "seeded": ("above", "below", "within"),
-    "population": ("above", "below", "within"),
-}
 
 
 @dataclass(frozen=True)
@@ -40,22 +34,23 @@ class Rule:
     @classmethod
     def parse(cls, rule: object, kind: str, where: str) -> Rule:
         """The rule as in `claims.yaml`, e.g. `{above: 0.5}`; `where` names the claim in error messages."""
-        allowed = RULE_KEYS[kind]
+        allowed = ("max_error",) if kind == "identity" else ("above", "below", "within")
         if not isinstance(rule, dict) or len(rule) != 1 or next(iter(rule)) not in allowed:
             raise AlignkitError(
                 f"{where}: rule is {rule!r}; a claim of kind {kind} takes exactly one of {', '.join(allowed)}"
             )
-        key, bound = next(iter(rule.items()))
+        ((key, bound),) = rule.items()
+        where = f"{where}: {key}"
         if key == "within":
             if not isinstance(bound, list) or len(bound) != 2:
-                raise AlignkitError(f"{where}: within is {bound!r}; write two numbers, within: [low, high]")
-            low, high = (_number(value, f"{where}: within") for value in bound)
+                raise AlignkitError(f"{where} is {bound!r}; write two numbers, within: [low, high]")
+            low, high = (_number(value, where) for value in bound)
             if low >= high:
-                raise AlignkitError(f"{where}: within is {bound!r}; the first number must be the smaller one")
+                raise AlignkitError(f"{where} is {bound!r}; the first number must be the smaller one")
             return cls(key, low, high)
-        bound = _number(bound, f"{where}: {key}")
+        bound = _number(bound, where)
         if key == "max_error" and bound <= 0:
-            raise AlignkitError(f"{where}: max_error is {bound}; it must be above 0 (1.0e-9, say)")
+            raise AlignkitError(f"{where} is {bound}; it must be above 0 (1.0e-9, say)")
         return cls(key, bound, math.inf) if key == "above" else cls(key, -math.inf, bound)
 
     def words(self) -> str:

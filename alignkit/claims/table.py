@@ -18,6 +18,7 @@ MARKS = {
     "open": "○ open",
     "unmeasured": "– unmeasured",
 }
+DIGITS = "On another processor a run's digits differ, some by more than a tenth: training amplifies rounding."
 
 
 def recorded_text(row: Mapping[str, Any]) -> str:
@@ -32,16 +33,6 @@ def recorded_text(row: Mapping[str, Any]) -> str:
     return f"{value}, {row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
 
 
-def verdict_text(row: Mapping[str, Any]) -> str:
-    """The verdict with its mark. A demonstration is true by construction, and says so."""
-    mark = MARKS[row["verdict"]]
-    return f"{mark} (by construction)" if row["kind"] == "demonstration" else mark
-
-
-def stale_text(row: Mapping[str, Any]) -> str:
-    return f"stale: {'; '.join(row['stale'])}" if row["stale"] else ""
-
-
 def value_text(value: Any) -> str:
     """One run's value: a number, or the rank correlation of its points."""
     if value is None:
@@ -49,6 +40,22 @@ def value_text(value: Any) -> str:
     if isinstance(value, list):
         return f"{one_run('population', value):.3g} ({len(value)} points)"
     return f"{value:.3g}"
+
+
+def told(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """A claim's row as texts by column; `values` are those of the run that is shown beside it."""
+    by_construction = " (by construction)" if row["kind"] == "demonstration" else ""
+    return {
+        "claim": row["id"],
+        "statement": row["statement"],
+        "kind": row["kind"],
+        "rule": row["rule"],
+        "this run": value_text(values.get(row["id"])),
+        "recorded": recorded_text(row),
+        "verdict": MARKS[row["verdict"]] + by_construction,
+        "Holm": "survives" if row["survives_holm"] else "",
+        "note": f"stale: {'; '.join(row['stale'])}" if row["stale"] else "",
+    }
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
@@ -81,38 +88,26 @@ def _folded(notebook: str, findings: Sequence[Mapping]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for row in findings:
-        cells = (f"`{row['id']}`", row["statement"], row["rule"], recorded_text(row), verdict_text(row))
-        lines.append("| " + " | ".join(cells) + " |")
+        said = told(row, {})
+        lines.append(
+            f"| `{row['id']}` | {' | '.join(said[name] for name in ('statement', 'rule', 'recorded', 'verdict'))} |"
+        )
     return [*lines, "", "</details>"]
-
-
-def _note(rows: Sequence[Mapping]) -> str:
-    """Where the evidence was recorded, and why a reader's digits are others."""
-    if not any(row["n_seeds"] for row in rows):
-        return ""
-    places = sorted({place for row in rows for place in row["processors"]})
-    where = f"Recorded on {'; '.join(places)}. " if places else ""
-    return f"{where}On another processor a run's digits differ, some by more than a tenth: training amplifies rounding."
 
 
 class ClaimsTable:
     """A notebook's claims, this run's values, the recorded evidence; shows itself in notebooks and text."""
 
     def __init__(self, rows: Sequence[Mapping], values: Mapping[str, Any], verdicts: bool = True) -> None:
-        columns: dict[str, list[str]] = {
-            "claim": [row["id"] for row in rows],
-            "statement": [row["statement"] for row in rows],
-            "kind": [row["kind"] for row in rows],
-            "rule": [row["rule"] for row in rows],
-            "this run": [value_text(values.get(row["id"])) for row in rows],
-        }
+        columns = ["claim", "statement", "kind", "rule", "this run"]
+        self.note = "A smoke run is too small for a verdict."
         if verdicts:
-            columns["recorded"] = [recorded_text(row) for row in rows]
-            columns["verdict"] = [verdict_text(row) for row in rows]
-            if any(row["stale"] for row in rows):
-                columns["note"] = [stale_text(row) for row in rows]
-        self.frame = pd.DataFrame(columns)
-        self.note = _note(rows) if verdicts else "A smoke run is too small for a verdict."
+            columns += ["recorded", "verdict", *(["note"] if any(row["stale"] for row in rows) else [])]
+            self.note = ""
+        if verdicts and any(row["n_seeds"] for row in rows):
+            places = "; ".join(sorted({place for row in rows for place in row["processors"]}))
+            self.note = (f"Recorded on {places}. " if places else "") + DIGITS
+        self.frame = pd.DataFrame([told(row, values) for row in rows], columns=columns)
 
     def _repr_html_(self) -> str:
         # pandas cuts cells at 50 characters unless told not to

@@ -33,28 +33,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def ledger(rows: Sequence[dict[str, Any]], values: dict[str, Any]) -> None:
     """The ledger as a table; `values` are those of the run that just ended."""
-    from alignkit.claims import table as text
+    from alignkit.claims.table import told
 
     if not rows:
         print("no claims registered")
         return
-    this_run = ["this run"] if values else []
-    table(
-        ["claim", "kind", "rule", *this_run, "recorded", "verdict", "Holm", "note"],
-        [
-            [
-                row["id"],
-                row["kind"],
-                row["rule"],
-                *(text.value_text(values.get(row["id"])) for _ in this_run),
-                text.recorded_text(row),
-                text.verdict_text(row),
-                "survives" if row["survives_holm"] else "",
-                text.stale_text(row),
-            ]
-            for row in rows
-        ],
-    )
+    columns = ["claim", "kind", "rule", *(["this run"] if values else []), "recorded", "verdict", "Holm", "note"]
+    table(columns, [[said[name] for name in columns] for said in (told(row, values) for row in rows)])
 
 
 def values_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
