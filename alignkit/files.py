@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from alignkit.errors import AlignkitError
@@ -52,17 +53,26 @@ def start(folder: str | Path) -> list[Path]:
     if folder.is_dir() and any(folder.iterdir()):
         raise AlignkitError(f"{folder} is not empty; name a new folder, so that nothing of yours is written over")
     check_folder(folder)
+    shipped = sorted([*NOTEBOOKS.glob("[0-9]*.ipynb"), *NOTEBOOKS.glob("figures/*.*")])
     try:
-        return [write_atomic(folder / path.relative_to(NOTEBOOKS), path.read_bytes()) for path in _shipped()]
+        return [write_atomic(folder / path.relative_to(NOTEBOOKS), path.read_bytes()) for path in shipped]
     except AlignkitError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _shipped() -> list[Path]:
-    return sorted([*NOTEBOOKS.glob("[0-9]*.ipynb"), *NOTEBOOKS.glob("figures/*.*")])
-
-
 def check_folder(folder: str | Path) -> None:
     """Make a folder if it isn't there, and see that files can be written in it; AlignkitError if not."""
     write_atomic(Path(folder) / ".alignkit", "").unlink()
+
+
+def choose(names: Iterable[str], stems: Sequence[str], what: str) -> list[str]:
+    """Those of the notebooks that are named, by stem or number ("02" or "2"); without names, all."""
+    chosen: list[str] = []
+    for name in names:
+        numbers = {stem: stem.partition("_")[0] for stem in stems}
+        found = [stem for stem, number in numbers.items() if name in (stem, number, number.removeprefix("0"))]
+        if not found:
+            raise AlignkitError(f"no {what} {name!r}; there are {', '.join(stems) or 'none'}")
+        chosen += found
+    return list(dict.fromkeys(chosen)) or list(stems)

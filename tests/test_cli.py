@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -100,12 +101,12 @@ def test_claims(alignkit, tmp_path):
 def sweep(monkeypatch, tmp_path):
     """Replace the runner by one that notes what it was asked and reports a done and a failed notebook."""
     asked = {}
-    (tmp_path / "01_a.json").write_text(json.dumps(dict.fromkeys(("series", "rules", "fingerprint"), {}) | RESULT))
 
     def run(notebooks, **options):
         asked.update(options, notebooks=notebooks)
-        job = Job("01_a.ipynb", 0, "standard", "01_a.ipynb", str(tmp_path / "01_a.json"), 1, {})
-        bad = Job("02_b.ipynb", 0, "standard", "02_b.ipynb", "", 1, {})
+        job, bad = (Job(Path(name), 0, "standard", tmp_path, 1) for name in ("01_a.ipynb", "02_b.ipynb"))
+        job.result.parent.mkdir(parents=True, exist_ok=True)
+        job.result.write_text(json.dumps(dict.fromkeys(("series", "rules", "fingerprint"), {}) | RESULT))
         failed = runner.Outcome(bad, "failed", 0.5, "KeyError", "'lost'", 3, "x[y]")
         return [runner.Outcome(job, "done", 61.5), failed][: asked.pop("count", 2)]
 

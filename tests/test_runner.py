@@ -58,15 +58,7 @@ def write_notebook(path, *code, prose="# Title", parameters='seed = 0  # shown\n
 
 
 def job_for(notebook, out, seed=0, profile="standard", **parameters):
-    return Job(
-        notebook=str(notebook),
-        seed=seed,
-        profile=profile,
-        executed=str(out / notebook.stem / f"{profile}-seed{seed}.ipynb"),
-        result=str(claims.result_path(out / "results", notebook.stem, profile, seed)),
-        timeout=60,
-        parameters=parameters,
-    )
+    return Job(notebook, seed, profile, out, 60, parameters)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +81,9 @@ def again(sweep, tmp_path, monkeypatch):
     notebook = write_notebook(tmp_path / "01_good.ipynb", *GOOD)
     job = job_for(notebook, tmp_path / "runs")
     for kind in ("executed", "result"):
-        target = Path(getattr(job, kind))
+        target = getattr(job, kind)
         target.parent.mkdir(parents=True)
-        target.write_text(Path(getattr(outcomes["01_good"].job, kind)).read_text())
+        target.write_text(getattr(outcomes["01_good"].job, kind).read_text())
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump([CLAIM]))
 
@@ -125,7 +117,7 @@ def test_a_failure_names_cell_line_and_exception(sweep):
     counts = [cell.execution_count for cell in partial.cells if cell.cell_type == "code"]
     assert counts == [1, 2, 3, None]  # the cell's number is the one the reader sees
     assert partial.cells[3].outputs[0].ename == "KeyError"
-    assert not Path(bad.job.result).exists() and not Path(bad.job.executed).exists()
+    assert not bad.job.result.exists() and not bad.job.executed.exists()
 
 
 def test_kernel_is_this_interpreter_on_one_thread_in_the_notebooks_folder(sweep):
@@ -138,7 +130,7 @@ def test_kernel_is_this_interpreter_on_one_thread_in_the_notebooks_folder(sweep)
 
 def test_executed_copy_has_no_traces_of_the_run(sweep):
     _, good, _, outcomes = sweep
-    text = Path(outcomes["01_good"].job.executed).read_text()
+    text = outcomes["01_good"].job.executed.read_text()
     for trace in ("epilogue", "widget", "iopub", "it/s", str(Path.home()) + "/"):
         assert trace not in text, trace
     executed, source = nbformat.reads(text, as_version=4), nbformat.read(good, as_version=4)
@@ -156,7 +148,7 @@ def test_executed_copy_has_no_traces_of_the_run(sweep):
 
 def test_result_is_stored_with_its_time(sweep):
     _, good, _, outcomes = sweep
-    result = claims.read_result(Path(outcomes["01_good"].job.result))
+    result = claims.read_result(outcomes["01_good"].job.result)
     assert result["values"] == {"gap": 0.5} and result["seconds"] == outcomes["01_good"].seconds
     assert result["fingerprint"]["notebook"] == fingerprint.code_hash(fingerprint.read_code(good))
     assert fingerprint.closure(fingerprint.read_code(good)) == {}  # the ledger and the runner don't make results
@@ -177,7 +169,7 @@ def test_nothing_else_is_left_behind(sweep):
 
 
 def run_again(job, **options):
-    (outcome,) = runner.run([job.notebook], out=Path(job.executed).parent.parent, **options)
+    (outcome,) = runner.run([job.notebook], out=job.out, **options)
     return outcome
 
 
@@ -189,14 +181,14 @@ def test_what_is_done_and_unchanged_is_skipped(again):
 
 
 def test_reworded_prose_is_taken_over_without_running(again):
-    write_notebook(Path(again.notebook), *GOOD, prose="# Reworded")
+    write_notebook(again.notebook, *GOOD, prose="# Reworded")
     assert run_again(again).status == "skipped"
     executed = nbformat.read(again.executed, as_version=4)
     assert executed.cells[0].source == "# Reworded" and executed.cells[3].outputs
 
 
 def change_code(job, folder):
-    write_notebook(Path(job.notebook), *GOOD[:-1], GOOD[-1].replace("0.5", "0.6"))
+    write_notebook(job.notebook, *GOOD[:-1], GOOD[-1].replace("0.5", "0.6"))
 
 
 def change_rule(job, folder):
@@ -208,23 +200,23 @@ def add_claim(job, folder):
 
 
 def change_module(job, folder):
-    result = json.loads(Path(job.result).read_text())
+    result = json.loads(job.result.read_text())
     result["fingerprint"]["package"] = "0" * 16
-    Path(job.result).write_text(json.dumps(result))
+    job.result.write_text(json.dumps(result))
 
 
 def change_evidence(job, folder):
-    result = json.loads(Path(job.result).read_text())
+    result = json.loads(job.result.read_text())
     result["fingerprint"]["evidence"] = "0" * 16
-    Path(job.result).write_text(json.dumps(result))
+    job.result.write_text(json.dumps(result))
 
 
 def lose_copy(job, folder):
-    Path(job.executed).unlink()
+    job.executed.unlink()
 
 
 def damage_result(job, folder):
-    Path(job.result).write_text("{")
+    job.result.write_text("{")
 
 
 @pytest.mark.parametrize(
@@ -245,18 +237,18 @@ def test_other_parameters_mean_another_run(again):
 
 def test_in_place_puts_seed_0_over_its_notebook(again):
     assert run_again(again, in_place=True).status == "skipped"
-    assert Path(again.notebook).read_text() == Path(again.executed).read_text()
+    assert again.notebook.read_text() == again.executed.read_text()
     cell = nbformat.read(again.notebook, as_version=4).cells[1]
     assert cell.source == 'seed = 0  # shown\nprofile = "standard"'
 
 
 def test_in_place_stores_evidence(again, tmp_path):
-    job = job_for(Path(again.notebook), tmp_path / "runs", seed=3, profile="thorough")
-    source = Path(job.notebook).read_text()
-    Path(job.result).write_text("evidence")
+    job = job_for(again.notebook, tmp_path / "runs", seed=3, profile="thorough")
+    source = job.notebook.read_text()
+    job.result.write_text("evidence")
     runner.put_in_place(job, tmp_path / "results")
     assert (tmp_path / "results" / "01_good" / "thorough-seed3.json").read_text() == "evidence"
-    assert Path(job.notebook).read_text() == source
+    assert job.notebook.read_text() == source
 
 
 @pytest.mark.parametrize(
@@ -341,6 +333,13 @@ def test_timeouts_and_dead_kernels_are_in_plain_words(tmp_path):
     found = execution.failure(CellTimeoutError("late"))
     assert found["message"].startswith("not done after 60 s") and (found["cell"], found["line"]) == (4, "train()")
     assert "memory" in execution.failure(DeadKernelError("gone"))["message"]
+
+
+def test_a_ledger_left_open_is_told(again, tmp_path):
+    execution = Execution(again)
+    execution.notebook = fingerprint.read_notebook(again.notebook)
+    with pytest.raises(AlignkitError, match="01_good has claims but did not close its ledger"):
+        execution.store(tmp_path / "nothing.json")
 
 
 def test_the_terminal_gets_no_escapes_from_a_notebook(tmp_path):

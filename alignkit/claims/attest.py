@@ -22,7 +22,7 @@ from typing import Any
 from alignkit.claims import fingerprint
 from alignkit.claims.ledger import EVIDENCE_PROFILE, RESULTS, dumps, evidence, read_result, result_path
 from alignkit.errors import AlignkitError
-from alignkit.files import NOTEBOOKS, ROOT, write_atomic
+from alignkit.files import NOTEBOOKS, ROOT, choose, write_atomic
 
 TOLERANCE = 1e-6  # relative, for values
 SERIES_TOLERANCE = 1e-5  # series are stored with six significant digits
@@ -180,21 +180,7 @@ def _run(code: Path, notebook: str, seed: int, out: Path, timeout: float) -> dic
     return result
 
 
-def table(found: Mapping[str, Attestation | None]) -> list[list[str]]:
-    """A row a notebook, for the command: notebook, outcome, seed, largest difference and where."""
-    return [
-        [name, "unchanged", "", ""] if item is None
-        else [name, item.status, str(item.seed), f"{item.largest:.2g} {item.where}".strip() if item.where else "0"]
-        for name, item in found.items()
-    ]  # fmt: skip
-
-
 def notebooks_with_evidence(names: Sequence[str] = ()) -> list[str]:
     """The stems of the notebooks to attest: those named (by stem or number), or all that have evidence."""
     known = sorted(folder.name for folder in Path(RESULTS).iterdir() if evidence(folder.name))
-    if not names:
-        return known
-    chosen = [stem for stem in known if any(name in (stem, stem.split("_")[0]) for name in names)]
-    if not chosen:
-        raise AlignkitError(f"no evidence for {', '.join(names)}; there is some for {', '.join(known)}")
-    return chosen
+    return choose(names, known, "notebook with evidence")

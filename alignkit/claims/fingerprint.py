@@ -87,21 +87,33 @@ def code_of(notebook: NotebookNode) -> str:
     )
 
 
-def read_code(path: str | Path) -> str:
-    """The `code_of` a notebook file."""
+def read_notebook(path: str | Path) -> NotebookNode:
+    """The notebook in a file. Raises AlignkitError naming the file where it is none."""
+    import nbformat
+
     try:
-        return _read_notebook(Path(path), Path(path).stat().st_mtime_ns)
-    except OSError as error:
-        raise AlignkitError(f"can't read the notebook {path}: {error.strerror}") from error
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise AlignkitError(f"can't read the notebook {path}: {error}") from error
+    conflict = re.search(r"^(<{7}|>{7}) ", text, flags=re.MULTILINE)
+    if conflict:
+        line = text.count("\n", 0, conflict.start()) + 1
+        raise AlignkitError(f"{path} has the conflict marks of a merge (line {line}); choose a side and save it again")
+    try:
+        return nbformat.reads(text, as_version=4)
     except Exception as error:  # nbformat raises several kinds for files that are no notebooks
         raise AlignkitError(f"{path} is not a notebook: {error}") from error
 
 
-@cache
-def _read_notebook(path: Path, changed: int) -> str:
-    import nbformat
+def read_code(path: str | Path) -> str:
+    """The `code_of` a notebook file."""
+    path = Path(path)
+    return _read_code(path, path.stat().st_mtime_ns if path.exists() else None)
 
-    return code_of(nbformat.read(path, as_version=4))
+
+@cache
+def _read_code(path: Path, changed: int | None) -> str:
+    return code_of(read_notebook(path))
 
 
 # --- what it imports
@@ -110,7 +122,7 @@ def _read_notebook(path: Path, changed: int) -> str:
 def _module_file(name: str, root: Path) -> Path | None:
     """The source of a module of the package below `root`, or None if there is none of that name."""
     base = root.joinpath(*name.split("."))
-    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+    return next(filter(Path.is_file, (base.with_suffix(".py"), base / "__init__.py")), None)
 
 
 @lru_cache(maxsize=1024)
@@ -195,8 +207,9 @@ def full_version(world: object) -> tuple[str, str]:
 
     What a version says beyond its number (a bandit's size) is set by the notebook, which has its own hash.
     """
-    version = world if isinstance(world, str) else f"{getattr(world, 'version', '')}"
-    name = "" if isinstance(world, str) else f"{getattr(world, 'name', '')}"
+    name, version = (
+        ("", world) if isinstance(world, str) else (f"{getattr(world, part, '')}" for part in ("name", "version"))
+    )
     if name and not version.startswith(f"{name}-"):
         version = f"{name}-{version}"  # a world may call its version just "v1"
     match = VERSION.match(version)
@@ -211,13 +224,12 @@ def stale_reasons(result: dict, notebook: str | Path | None = None) -> list[str]
     `notebook` is where the notebook is now (default: among the project's notebooks).
     """
     recorded = result["fingerprint"]
-    reasons = []
-    notebook = Path(notebook) if notebook else NOTEBOOKS / f"{result['notebook']}.ipynb"
-    if not notebook.is_file():
-        reasons.append("notebook is gone")
-    else:
+    notebook = Path(notebook or NOTEBOOKS / f"{result['notebook']}.ipynb")
+    if notebook.is_file():
         now = fingerprint_of(read_code(notebook))
-        reasons += [f"{part} code changed" for part in now if now[part] != recorded.get(part)]
+        reasons = [f"{part} code changed" for part in now if now[part] != recorded.get(part)]
+    else:
+        reasons = ["notebook is gone"]
     for name, version in recorded["world"].items():
         present = world_version(name)
         if present != version:
@@ -265,7 +277,7 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """What the run was made with: for information, a new release does not void evidence."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "datasets"):
         try:
             found[package] = metadata.version(package)

@@ -115,11 +115,11 @@ class Ledger:
             )
         folder = os.environ.get("ALIGNKIT_RESULTS")
         if folder:
-            path = result_path(folder, self.notebook, self.profile, self.seed)
-            write_atomic(path, dumps(self._result()))
+            code = os.environ.get("ALIGNKIT_NOTEBOOK") or NOTEBOOKS / f"{self.notebook}.ipynb"
+            write_atomic(result_path(folder, self.notebook, self.profile, self.seed), dumps(self.result(code)))
 
-    def _result(self) -> dict[str, Any]:
-        code = os.environ.get("ALIGNKIT_NOTEBOOK") or NOTEBOOKS / f"{self.notebook}.ipynb"
+    def result(self, code: str | Path) -> dict[str, Any]:
+        """What is stored of the run; `code` is the notebook's file."""
         made_from = {
             **fingerprint.fingerprint_of(fingerprint.read_code(code)),
             "world": self._world,
@@ -141,19 +141,6 @@ class Ledger:
             "processor": fingerprint.processor(),
             "seconds": round(time.monotonic() - self._started, 1),
         }
-
-
-def finish(notebook: str, seed: int, profile: str) -> None:
-    """Called by the runner after the last cell: a notebook without claims gets a result too.
-
-    (Without one the runner could not tell later that it was done.) A notebook that has claims and did not
-    close its ledger is an error.
-    """
-    if result_path(os.environ["ALIGNKIT_RESULTS"], notebook, profile, seed).exists():
-        return
-    if of_notebook(notebook):
-        raise AlignkitError(f"{notebook} has claims but did not close its ledger; end it with ledger.close()")
-    Ledger(notebook, seed, profile).close()
 
 
 # --- recorded evidence

@@ -1,6 +1,6 @@
 """Executed notebooks without the traces of the run, so that a diff shows what changed for the reader.
 
-Gone are the runner's own cell, timings, widgets, progress bars, harmless warnings, absolute paths, memory addresses
+Gone are timings, widgets, progress bars, harmless warnings, absolute paths, memory addresses
 and the language's version; execution counts run from 1, cell ids stay as they were.
 """
 
@@ -12,21 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat import NotebookNode
+from nbformat import NotebookNode, from_dict
 
-from alignkit.errors import AlignkitError
 from alignkit.files import ROOT
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-LANGUAGE = {
-    "name": "python",
-    "file_extension": ".py",
-    "mimetype": "text/x-python",
-    "pygments_lexer": "ipython3",
-}
-EPILOGUE = "alignkit-epilogue"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {
+        "name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"
+    },
+}  # fmt: skip
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(it|\S+) \[\d\d:\d\d.*\]|\[A$")
 HARMLESS = re.compile(
     r"TqdmWarning|IProgress not found|from \.autonotebook import|frozen modules|PYDEVD_DISABLE|"
@@ -36,43 +32,11 @@ HARMLESS = re.compile(
 )
 
 
-def read_notebook(path: str | Path) -> NotebookNode:
-    """The notebook in a file. Raises AlignkitError naming the file where it is none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise AlignkitError(f"can't read the notebook {path}: {error}") from error
-    conflict = re.search(r"^(<{7}|>{7}) ", text, flags=re.MULTILINE)
-    if conflict:
-        line = text.count("\n", 0, conflict.start()) + 1
-        raise AlignkitError(f"{path} has the conflict marks of a merge (line {line}); choose a side and save it again")
-    try:
-        return nbformat.reads(text, as_version=4)
-    except Exception as error:  # nbformat raises several kinds for files that are no notebooks
-        raise AlignkitError(f"{path} is not a notebook: {error}") from error
+def has_tag(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
 
 
-def tagged(notebook: NotebookNode, tag: str) -> int | None:
-    """The position of the first cell with this tag."""
-    cells = enumerate(notebook.cells)
-    return next((i for i, cell in cells if tag in cell.metadata.get("tags", [])), None)
-
-
-def parameters_of(notebook: NotebookNode, name: str) -> list[str]:
-    """The names set in the cell tagged `parameters`; raises AlignkitError if there is no such cell."""
-    position = tagged(notebook, "parameters")
-    if position is None:
-        raise AlignkitError(
-            f"{name} has no cell tagged 'parameters'; tag the code cell that sets seed and profile "
-            "(in JupyterLab: property inspector, Cell Tags)"
-        )
-    try:
-        return [target for target, _ in _assignments(notebook.cells[position].source)]
-    except SyntaxError as error:
-        raise AlignkitError(f"{name}: the parameters cell must be plain Python ({error})") from error
-
-
-def _assignments(source: str) -> list[tuple[str, ast.expr]]:
+def assignments(source: str) -> list[tuple[str, ast.expr]]:
     """(name, value) of each plain assignment, in order."""
     found = []
     for node in ast.parse(source).body:
@@ -87,7 +51,7 @@ def set_parameters(source: str, values: Mapping[str, Any]) -> str:
     lines = [line.encode() for line in source.splitlines(keepends=True)]  # ast counts columns in bytes
     starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
     text = source.encode()
-    for name, node in reversed(_assignments(source)):
+    for name, node in reversed(assignments(source)):
         if name in values and ast.unparse(node) != repr(values[name]):  # the same value keeps its spelling
             begin = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
@@ -97,10 +61,8 @@ def set_parameters(source: str, values: Mapping[str, Any]) -> str:
 
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Strip an executed notebook in place."""
-    notebook.cells = [cell for cell in notebook.cells if EPILOGUE not in cell.metadata.get("tags", [])]
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["kernelspec"] = NotebookNode(KERNELSPEC)
-    notebook.metadata["language_info"] = NotebookNode(LANGUAGE)
+    notebook.metadata |= from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     count = 0
     for number, cell in enumerate(notebook.cells, 1):
@@ -123,7 +85,7 @@ def with_outputs(notebook: NotebookNode, executed: NotebookNode) -> NotebookNode
     old, new = ([c for c in nb.cells if c.cell_type == "code"] for nb in (executed, notebook))
     for before, now in zip(old, new, strict=True):
         now.outputs, now.execution_count = before.outputs, before.execution_count
-        if "parameters" in now.metadata.get("tags", []):
+        if has_tag(now, "parameters"):
             now.source = before.source
     return clean(notebook)
 

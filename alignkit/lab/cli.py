@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignkit.errors import AlignkitError, needs, printable
-from alignkit.files import INSTALLED, ROOT
+from alignkit.files import INSTALLED, ROOT, choose
 from alignkit.files import start as copy_series
 from alignkit.lab import show
 
@@ -163,10 +163,7 @@ def claims(
         raise AlignkitError(f"there is no folder {results}")
     rows = ledger.summarize(results)
     if notebook is not None:
-        known = sorted({row["notebook"] for row in rows})
-        chosen = [name for name in known if notebook in (name, name.split("_")[0])]
-        if not chosen:
-            raise AlignkitError(f"no claims for notebook {notebook!r}; there are some for {', '.join(known)}")
+        chosen = choose([notebook], list(dict.fromkeys(row["notebook"] for row in rows)), "notebook with claims")
         rows = [row for row in rows if row["notebook"] in chosen]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -197,17 +194,17 @@ def attest(
 
     from alignkit.claims import attest as attestation
 
-    names = attestation.notebooks_with_evidence(notebooks or [])
-
-    def one(name: str):
+    def one(name: str) -> tuple[str, ...]:
         found = attestation.attest(name, seed, because, out)
-        print(f"{name}: {found.status if found else 'unchanged'}", file=sys.stderr, flush=True)
-        return found
+        status = found.status if found else "unchanged"
+        print(f"{name}: {status}", file=sys.stderr, flush=True)
+        gap = f"{found.largest:.2g} {found.where}" if found and found.where else "0" if found else ""
+        return name, status, str(found.seed) if found else "", gap
 
     with ThreadPoolExecutor(jobs) as pool:
-        found = dict(zip(names, pool.map(one, names), strict=True))
-    show.table(["notebook", "outcome", "seed", "largest relative difference"], attestation.table(found))
-    if any(item and item.status == "differs" for item in found.values()):
+        rows = list(pool.map(one, attestation.notebooks_with_evidence(notebooks or [])))
+    show.table(["notebook", "outcome", "seed", "largest relative difference"], rows)
+    if any(status == "differs" for _, status, *_ in rows):
         raise typer.Exit(1)
 
 
@@ -228,23 +225,17 @@ def catalog(
 
     wanted = [*(conditions or []), *(where or [])]
     if crosstab:
-        counts = papers.crosstab(*crosstab, wanted)
-        if as_json:
-            print(counts.to_json(orient="index", indent=1))
-            return
-        header = [f"{crosstab[0]} / {crosstab[1]}", *map(str, counts.columns)]
-        show.table(
-            header,
-            [[str(name), *map(str, row)] for name, row in zip(counts.index, counts.values, strict=True)],
-        )
-        return
-    found = papers.query(wanted)
+        found = papers.crosstab(*crosstab, wanted).rename_axis(index=" / ".join(crosstab), columns=None)
+        shown = found.reset_index()
+    else:
+        found = papers.query(wanted)
+        shown = found[["name", "year", "phase", "format", "granularity", "optimization", "arxiv_url"]]
     if as_json:
-        print(found.to_json(orient="records", indent=1))
+        print(found.to_json(orient="index" if crosstab else "records", indent=1))
         return
-    shown = ["name", "year", "phase", "format", "granularity", "optimization", "arxiv_url"]
-    show.table(shown, found[shown].astype(str).values.tolist())
-    print(f"{len(found)} papers")
+    show.table(list(map(str, shown.columns)), shown.astype(str).values.tolist())
+    if not crosstab:
+        print(f"{len(found)} papers")
 
 
 # --- diagnose, build-models, bench

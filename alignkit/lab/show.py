@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import printable
@@ -48,7 +47,7 @@ def values_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
     if len({outcome.job.seed for outcome in outcomes}) > 1:
         return {}
-    done = [Path(outcome.job.result) for outcome in outcomes if outcome.status != "failed"]
+    done = [outcome.job.result for outcome in outcomes if outcome.status != "failed"]
     return {claim_id: value for path in done for claim_id, value in claims.read_result(path)["values"].items()}
 
 

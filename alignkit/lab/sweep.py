@@ -24,8 +24,8 @@ from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.claims.ledger import SHOWN_PROFILE, SHOWN_SEED
 from alignkit.errors import AlignkitError, printable
-from alignkit.files import NOTEBOOKS, check_folder, write_atomic
-from alignkit.lab.clean import read_notebook, with_outputs
+from alignkit.files import NOTEBOOKS, check_folder, choose, write_atomic
+from alignkit.lab.clean import with_outputs
 from alignkit.lab.worker import Execution, Job
 
 
@@ -70,14 +70,10 @@ def find(names: Iterable[str | Path] = (), folder: str | Path | None = None) -> 
 
 
 def _find_one(name: str, numbered: list[Path]) -> Path:
-    for path in numbered:
-        number = path.stem.split("_")[0]
-        if name in (path.stem, number) or (name.isdigit() and number.isdigit() and int(name) == int(number)):
-            return path
     if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name).resolve()
-    there_are = ", ".join(path.stem for path in numbered) or "none"
-    raise AlignkitError(f"no notebook {name!r}; there are {there_are} (or give the path of a notebook)")
+    stem = choose([name], [path.stem for path in numbered], "notebook, or path of one,")[0]
+    return next(path for path in numbered if path.stem == stem)
 
 
 def _goes_in_place(profile: str, seed: int) -> bool:
@@ -132,20 +128,8 @@ def run(
         _check_in_place(profile, seeds, parameters)
     paths, out = find(notebooks), Path(out).resolve()
     check_folder(out)  # before anything runs for a minute
-    todo = [
-        Job(
-            notebook=str(path),
-            seed=seed,
-            profile=profile,
-            executed=str(out / path.stem / f"{profile}-seed{seed}.ipynb"),
-            result=str(claims.result_path(out / "results", path.stem, profile, seed)),
-            timeout=timeout,
-            parameters=parameters,
-        )
-        for path in paths
-        for seed in seeds
-    ]
-    sweep = _Sweep(fresh=fresh, results=Path(results) if in_place else None, total=len(todo))
+    todo = [Job(path, seed, profile, out, timeout, parameters) for path in paths for seed in seeds]
+    sweep = _Sweep(fresh, Path(results) if in_place else None, len(todo))
     with sweep.bar, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(sweep.one, job) for job in todo]
         try:
@@ -179,8 +163,7 @@ class _Sweep:
 
     def __init__(self, fresh: bool, results: Path | None, total: int) -> None:
         self.fresh, self.results = fresh, results
-        self.watched = sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc="notebooks", disable=not self.watched, file=sys.stderr, leave=False)
+        self.bar = tqdm(total=total, desc="notebooks", disable=None, file=sys.stderr, leave=False)
         self._running: dict[str, Execution] = {}
         self._ended = 0
         self._lock = threading.Lock()  # several notebooks report at a time
@@ -191,7 +174,7 @@ class _Sweep:
         try:
             if not self.fresh and done_before(job):
                 refresh_prose(job)
-                outcome = Outcome(job, "skipped", seconds=claims.read_result(Path(job.result))["seconds"])
+                outcome = Outcome(job, "skipped", seconds=claims.read_result(job.result)["seconds"])
             else:
                 outcome = Outcome(job, **self._work(job))
             if outcome.status != "failed" and self.results and _goes_in_place(job.profile, job.seed):
@@ -221,7 +204,7 @@ class _Sweep:
 
     def _report(self, name: str, done: int, cells: int) -> None:
         with self._lock:
-            if self.watched:
+            if not self.bar.disable:
                 self.bar.set_postfix_str(f"{name}: cell {done}/{cells}")
             elif done == 0:
                 self._say(f"      {name}: {cells} code cells")
@@ -243,12 +226,12 @@ class _Sweep:
 
 def done_before(job: Job) -> bool:
     """Whether result and executed copy are there and nothing they depend on has changed since."""
-    if not (Path(job.result).is_file() and Path(job.executed).is_file()):
+    if not job.executed.is_file():
         return False
     try:
-        result = claims.read_result(Path(job.result))
+        result = claims.read_result(job.result)
     except AlignkitError:
-        return False  # damaged: run it again
+        return False  # missing or damaged: run it again
     rules = {claim_id: claim.rule_hash for claim_id, claim in claims.of_notebook(job.stem).items()}
     # a notebook that shows recorded evidence is out of date when there is other evidence now
     shown = result["fingerprint"].get("evidence")
@@ -262,16 +245,15 @@ def done_before(job: Job) -> bool:
 
 def refresh_prose(job: Job) -> None:
     """Bring an executed copy's prose up to date: its code is unchanged, so its outputs still belong to it."""
-    executed = read_notebook(job.executed)
+    executed = fingerprint.read_notebook(job.executed)
     before = nbformat.writes(executed)
-    now = nbformat.writes(with_outputs(read_notebook(job.notebook), executed))
+    now = nbformat.writes(with_outputs(fingerprint.read_notebook(job.notebook), executed))
     if now != before:
         write_atomic(job.executed, now + "\n")
 
 
 def put_in_place(job: Job, results: Path) -> None:
     """Make a finished job the committed one: its result into `results`, what is shown over its notebook as well."""
-    text = Path(job.result).read_text(encoding="utf-8")
-    write_atomic(claims.result_path(results, job.stem, job.profile, job.seed), text)
+    write_atomic(claims.result_path(results, job.stem, job.profile, job.seed), job.result.read_bytes())
     if job.profile != claims.EVIDENCE_PROFILE:
-        write_atomic(job.notebook, Path(job.executed).read_text(encoding="utf-8"))
+        write_atomic(job.notebook, job.executed.read_bytes())

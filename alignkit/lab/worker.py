@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.errors import AlignkitError, printable
 from alignkit.files import write_atomic
-from alignkit.lab.clean import EPILOGUE, clean, parameters_of, read_notebook, set_parameters, tagged
+from alignkit.lab.clean import assignments, clean, has_tag, set_parameters
 
 # Two processes with one thread each beat one process with two threads, and one thread is what results are timed on.
 ONE_THREAD = {
@@ -34,19 +34,19 @@ ONE_THREAD = {
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook at one seed. `parameters`: those beyond seed and profile; `timeout`: seconds in all."""
+    """One notebook at one seed, what it makes kept in the folder `out`. `parameters`: those beyond seed and profile;
+    `timeout`: seconds in all."""
 
-    notebook: str
+    notebook: Path
     seed: int
     profile: str
-    executed: str
-    result: str
+    out: Path
     timeout: float
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
-        return Path(self.notebook).stem
+        return self.notebook.stem
 
     @property
     def name(self) -> str:
@@ -54,13 +54,18 @@ class Job:
         return f"{self.stem} seed {self.seed}"
 
     @property
-    def values(self) -> dict[str, Any]:
-        return {"seed": self.seed, "profile": self.profile, **self.parameters}
+    def result(self) -> Path:
+        return claims.result_path(self.out / "results", self.stem, self.profile, self.seed)
+
+    @property
+    def executed(self) -> Path:
+        """Where the executed copy goes."""
+        return self.out / self.stem / f"{self.profile}-seed{self.seed}.ipynb"
 
     @property
     def failed(self) -> Path:
         """Where the partial copy of a failed run goes."""
-        return Path(self.executed).with_suffix(".failed.ipynb")
+        return self.executed.with_suffix(".failed.ipynb")
 
 
 class Execution:
@@ -73,7 +78,7 @@ class Execution:
         self.job, self.report = job, report
         self.notebook: nbformat.NotebookNode | None = None
         self.cell: nbformat.NotebookNode | None = None  # the one being executed
-        self.number = 0  # of that cell, among the notebook's own code cells, from 1
+        self.number = 0  # of that cell, among the code cells, from 1
         self.seconds = 0.0
         self.stopped = False
         self._cell_started = 0.0
@@ -86,7 +91,7 @@ class Execution:
             with tempfile.TemporaryDirectory(prefix="alignkit-") as scratch:
                 # the result stays here until all cells have run: a failed run must not replace a good one
                 self.run(scratch)
-                store(self.job, self, claims.result_path(scratch, self.job.stem, self.job.profile, self.job.seed))
+                self.store(claims.result_path(scratch, self.job.stem, self.job.profile, self.job.seed))
         except (CellExecutionError, CellTimeoutError, DeadKernelError, AlignkitError) as error:
             return self.failure(error)
         return {"status": "done", "seconds": round(self.seconds, 1)}
@@ -106,13 +111,10 @@ class Execution:
             on_cell_execute=self._before,
             on_cell_executed=self._after,
         )
-        told = {"ALIGNKIT_NOTEBOOK": self.job.notebook, "ALIGNKIT_RESULTS": results}
+        told = {"ALIGNKIT_NOTEBOOK": str(self.job.notebook), "ALIGNKIT_RESULTS": results}
         self.report(0, self._cells())
-        client.execute(
-            cleanup_kc=True,
-            cwd=str(Path(self.job.notebook).resolve().parent),
-            env={**os.environ, **ONE_THREAD, **told},
-        )
+        folder = str(self.job.notebook.resolve().parent)
+        client.execute(cleanup_kc=True, cwd=folder, env={**os.environ, **ONE_THREAD, **told})
 
     def stop(self) -> None:
         """End the kernel and what it started; `work` then returns a failure and leaves nothing behind."""
@@ -123,19 +125,38 @@ class Execution:
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
 
     def _cells(self) -> int:
-        return sum(cell.cell_type == "code" and not _is_ours(cell) for cell in self.notebook.cells)
+        return sum(cell.cell_type == "code" for cell in self.notebook.cells)
 
     def _before(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         if self.stopped:  # before the kernel was there to be ended
             raise AlignkitError("interrupted")
         self.cell = cell
+        self.number += 1
         self._cell_started = time.monotonic()
-        self.number += not _is_ours(cell)
 
-    def _after(self, cell: nbformat.NotebookNode, **_: Any) -> None:
-        if not _is_ours(cell):
-            self.seconds += time.monotonic() - self._cell_started
-            self.report(self.number, self._cells())
+    def _after(self, **_: Any) -> None:
+        self.seconds += time.monotonic() - self._cell_started
+        self.report(self.number, self._cells())
+
+    def store(self, written: Path) -> None:
+        """Store the cleaned copy, and then the result: where there is a result, its copy is there too.
+
+        `written` is where the ledger left its result. A notebook without claims gets one as well: else it could not be
+        told later that it was done.
+        """
+        job, cleaned = self.job, clean(self.notebook)
+        if not written.exists() and claims.of_notebook(job.stem):
+            raise AlignkitError(f"{job.stem} has claims but did not close its ledger; end it with ledger.close()")
+        ledger = claims.Ledger(job.stem, job.seed, job.profile)
+        result = claims.read_result(written) if written.exists() else ledger.result(job.notebook)
+        result["seconds"] = round(self.seconds, 1)
+        if job.parameters:
+            result["parameters"] = job.parameters
+        # what was executed, even if the file was edited meanwhile
+        result["fingerprint"] |= fingerprint.fingerprint_of(fingerprint.code_of(cleaned))
+        write_atomic(job.executed, nbformat.writes(cleaned) + "\n")
+        write_atomic(job.result, claims.dumps(result))
+        job.failed.unlink(missing_ok=True)
 
     def failure(self, error: Exception) -> dict[str, Any]:
         """What went wrong, where, in the words of the notebook's author; the cells up to there are kept."""
@@ -145,9 +166,9 @@ class Execution:
         elif isinstance(error, CellTimeoutError):
             name, message = "Timeout", f"not done after {self.job.timeout:g} s; allow more with --timeout"
         elif isinstance(error, DeadKernelError):
-            name, message = "DeadKernelError", "the kernel died; often it ran out of memory (try --jobs 1)"
+            message = "the kernel died; often it ran out of memory (try --jobs 1)"
         found = {"status": "failed", "exception": name, "message": printable(message)}
-        if self.cell is not None and not _is_ours(self.cell) and not isinstance(error, AlignkitError):
+        if self.cell is not None and not isinstance(error, AlignkitError):
             found |= {"cell": self.number, "line": first_line(self.cell.source)}
         if self.notebook is not None and not self.stopped:
             try:
@@ -157,47 +178,30 @@ class Execution:
         return found | {"seconds": round(self.seconds, 1)}
 
 
-def _is_ours(cell: nbformat.NotebookNode) -> bool:
-    """Whether the cell was added for the run."""
-    return EPILOGUE in cell.metadata.get("tags", [])
-
-
 def prepare(job: Job) -> nbformat.NotebookNode:
-    """The notebook with the run's parameters, and a last cell that makes sure a result is stored."""
-    notebook = read_notebook(job.notebook)
-    known = parameters_of(notebook, Path(job.notebook).name)
-    unknown = [name for name in job.values if name not in known]
+    """The notebook with the run's parameters."""
+    notebook, name = fingerprint.read_notebook(job.notebook), job.notebook.name
+    cell = next((cell for cell in notebook.cells if has_tag(cell, "parameters")), None)
+    if cell is None:
+        raise AlignkitError(
+            f"{name} has no cell tagged 'parameters'; tag the code cell that sets seed and profile "
+            "(in JupyterLab: property inspector, Cell Tags)"
+        )
+    try:
+        known = [parameter for parameter, _ in assignments(cell.source)]
+    except SyntaxError as error:
+        raise AlignkitError(f"{name}: the parameters cell must be plain Python ({error})") from error
+    values = {"seed": job.seed, "profile": job.profile, **job.parameters}
+    unknown = [parameter for parameter in values if parameter not in known]
     if unknown:
         raise AlignkitError(
-            f"{Path(job.notebook).name}: the parameters cell does not set {', '.join(unknown)}; "
-            f"it sets {', '.join(known) or 'nothing'}"
+            f"{name}: the parameters cell does not set {', '.join(unknown)}; it sets {', '.join(known) or 'nothing'}"
         )
-    cell = notebook.cells[tagged(notebook, "parameters")]
-    cell.source = set_parameters(cell.source, job.values)
-    last = nbformat.v4.new_code_cell(
-        f"from alignkit import claims\nclaims.finish({job.stem!r}, {job.seed!r}, {job.profile!r})",
-        metadata={"tags": [EPILOGUE]},
-    )
-    notebook.cells.append(last)
+    cell.source = set_parameters(cell.source, values)
     return notebook
-
-
-def store(job: Job, execution: Execution, written: Path) -> None:
-    """Store the cleaned copy, and then the result: where there is a result, its copy is there too."""
-    result = claims.read_result(written)
-    result["seconds"] = round(execution.seconds, 1)
-    if job.parameters:
-        result["parameters"] = job.parameters
-    cleaned = clean(execution.notebook)
-    # what was executed, even if the file was edited meanwhile
-    result["fingerprint"] |= fingerprint.fingerprint_of(fingerprint.code_of(cleaned))
-    write_atomic(job.executed, nbformat.writes(cleaned) + "\n")
-    write_atomic(job.result, claims.dumps(result))
-    job.failed.unlink(missing_ok=True)
 
 
 def first_line(source: str) -> str:
     """The first line of code in a cell, comments left out if there is anything else."""
     lines = [line.strip() for line in source.splitlines() if line.strip()]
-    code = [line for line in lines if not line.startswith("#")]
-    return (code or lines or [""])[0]
+    return next((line for line in lines if not line.startswith("#")), lines[0])
