@@ -36,6 +36,8 @@ PHASE_TITLE = {
     "optimization": "optimization\n= treatment",
     "evaluation": "assessment\n= follow-up",
 }
+NOTE = {"textcoords": "offset points"}  # of an annotation whose shift is in typographic points
+ARROW = {"arrowstyle": "-|>", "color": INK}
 
 
 @dataclass(frozen=True)
@@ -60,34 +62,17 @@ def series(folder: str | Path = NOTEBOOKS) -> list[Place]:
 
 def use_style() -> None:
     """The project's look for every figure that follows."""
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        rc={
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "axes.labelsize": 10,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "figure.dpi": 80,
-            "savefig.dpi": 80,
-            "figure.constrained_layout.use": True,
-            "lines.linewidth": 2,
-        },
-    )
+    edges = {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+    titles = {"axes.titleweight": "bold", "axes.titlesize": 11, "axes.titlelocation": "left"}
+    sizes = {"axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "lines.linewidth": 2}
+    inks = {"text.color": INK, "axes.labelcolor": INK, "figure.dpi": 80, "savefig.dpi": 80}
+    sns.set_theme(style="ticks", rc=edges | titles | sizes | inks)
 
 
 def label_line(ax: Axes, x, y, text: str, color: str, at: int = -1, dx: float = 5, dy: float = 0, **style) -> None:
     """Write a line's name beside one of its points, in the line's color; dx and dy in typographic points."""
-    style = {"ha": "left", "va": "center", "fontsize": 9.5, **style}
-    ax.annotate(
-        text, (np.asarray(x)[at], np.asarray(y)[at]), (dx, dy), textcoords="offset points", color=color, **style
-    )
+    style = {"ha": "left", "va": "center", "fontsize": 9.5, "color": color, **NOTE, **style}
+    ax.annotate(text, (np.asarray(x)[at], np.asarray(y)[at]), (dx, dy), **style)
 
 
 def say(ax: Axes, text: str) -> None:
@@ -118,20 +103,17 @@ def where_we_are(phase: str | None = None, notebook: str | None = None, note: st
     for name in PHASE_TITLE:
         own = [i for i, place in enumerate(places) if place.phase == name]
         first, last, lit = min(own), max(own), phase in (None, name)
-        ax.plot([first - 0.42, last + 0.42], [1.42, 1.42], color=PHASE[name], lw=4, alpha=1 if lit else 0.35,
+        ax.plot([first - 0.42, last + 0.42], [1.42] * 2, color=PHASE[name], lw=4, alpha=1 if lit else 0.35,
                 solid_capstyle="round")  # fmt: skip
-        ax.text((first + last) / 2, 1.55, PHASE_TITLE[name],
-                ha="center", va="bottom", fontsize=8.5, color=INK if lit else GRAY)  # fmt: skip
+        _text(ax, (first + last) / 2, 1.55, PHASE_TITLE[name], 8.5, va="bottom", color=INK if lit else GRAY)
     for i, place in enumerate(places):
         here = place.number == notebook
         color = PHASE.get(place.phase, INK)
         fill, edge = color if here else "white", color if here or not place.phase else FAINT
-        box = FancyBboxPatch((i - 0.42, 0.12), 0.84, 1.1, boxstyle="round,pad=0,rounding_size=0.12", lw=1.2,
-                             facecolor=fill, edgecolor=edge)  # fmt: skip
-        ax.add_patch(box)
+        _box(ax, i - 0.42, 0.12, 0.84, 1.1, fill, edge, rounding=0.12)
         ink = "white" if here and place.phase != "reward" else INK
-        ax.text(i, 0.98, place.number, ha="center", va="center", fontsize=9, weight="bold", color=ink)
-        ax.text(i, 0.5, place.title, ha="center", va="center", fontsize=6.6, color=ink, linespacing=1)
+        _text(ax, i, 0.98, place.number, 9, weight="bold", color=ink)
+        _text(ax, i, 0.5, place.title, 6.6, color=ink, linespacing=1)
     if note:
         fig.suptitle(note, x=0.01, ha="left", fontsize=9.5, color=GRAY)
     return fig
@@ -139,11 +121,10 @@ def where_we_are(phase: str | None = None, notebook: str | None = None, note: st
 
 def chart(table: pd.DataFrame) -> Figure:
     """Vital signs from `alignkit.evaluation.chart`: gold and aspects on the left, symptom rates on the right."""
-    aspects = table.loc[[k for k in table.index if k[0] in ("gold", "aspect")]]
-    symptoms = table.loc[[k for k in table.index if k[0] == "symptom"]]
+    kinds = table.index.get_level_values(0)
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.1), width_ratios=(1.25, 1))
-    _dumbbells(axes[0], aspects, "Gold and its aspects (larger is better)")
-    _dumbbells(axes[1], symptoms, "Symptoms (share of completions)")
+    _dumbbells(axes[0], table[kinds.isin(["gold", "aspect"])], "Gold and its aspects (larger is better)")
+    _dumbbells(axes[1], table[kinds == "symptom"], "Symptoms (share of completions)")
     axes[0].axvline(0, color=FAINT, lw=1, zorder=0)
     axes[0].set_xlabel("points of gold, mean of a completion")
     axes[1].set(xlim=(-0.06, 1), xlabel="share of completions in which the question arises")
@@ -152,15 +133,13 @@ def chart(table: pd.DataFrame) -> Figure:
 
 def _dumbbells(ax: Axes, table: pd.DataFrame, title: str) -> None:
     y = np.arange(len(table))[::-1]
-    treated = "after" in table
-    columns = [("before", GRAY, 0.1)] + ([("after", PHASE["optimization"], -0.1)] if treated else [])
-    if treated:
+    if "after" in table:
         ax.hlines(y, table["before"], table["after"], color=FAINT, lw=3, zorder=0)
-    for name, color, shift in columns:
-        error = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
-        ax.errorbar(table[name], y + shift, xerr=error, fmt="o", color=color, ms=6, lw=1.5)
-        ax.annotate(name, (table[name].iloc[0], y[0] + shift), (0, 9), textcoords="offset points", ha="center",
-                    color=color, fontsize=9)  # fmt: skip
+    for name, color, shift in (("before", GRAY, 0.1), ("after", PHASE["optimization"], -0.1)):
+        if name in table:
+            error = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
+            ax.errorbar(table[name], y + shift, xerr=error, fmt="o", color=color, ms=6, lw=1.5)
+            ax.annotate(name, (table[name].iloc[0], y[0] + shift), (0, 9), ha="center", color=color, fontsize=9, **NOTE)
     ax.set_yticks(y, [key[1] for key in table.index])
     ax.set(title=title, ylim=(-0.6, len(table) - 0.25))
     ax.tick_params(axis="y", length=0)
@@ -197,8 +176,7 @@ def dots(ax: Axes, values: pd.Series, color: str, notes: Iterable = (), past: It
     for y, (name, value) in enumerate(values.items()):
         ax.plot([run[name] for run in past], [y] * len(past), "|", color=color, alpha=0.4, ms=12)
         ax.plot(value, y, "o", color=color, ms=8)
-        text, style = f"{value:.2f}{notes[y]}", {"ha": "center", "fontsize": 9}
-        ax.annotate(text, (value, y), (0, 8), textcoords="offset points", **style)
+        ax.annotate(f"{value:.2f}{notes[y]}", (value, y), (0, 8), ha="center", fontsize=9, **NOTE)
     ax.set_yticks(range(len(values)), values.index)
     ax.set_ylim(len(values) - 0.5, -0.7)
     _say_recorded(ax, past)
@@ -207,8 +185,8 @@ def dots(ax: Axes, values: pd.Series, color: str, notes: Iterable = (), past: It
 def _say_recorded(ax: Axes, past: list[dict]) -> None:
     if past:
         of = f" of {past[0]['pairs']:,} pairs" if "pairs" in past[0] else ""
-        where = {"xy": (1, 0), "xytext": (-2, 3), "xycoords": "axes fraction", "textcoords": "offset points"}
-        ax.annotate(f"faint: {len(past)} recorded seeds{of}", **where, ha="right", fontsize=8, color=GRAY)
+        style = {"xycoords": "axes fraction", "ha": "right", "fontsize": 8, "color": GRAY, **NOTE}
+        ax.annotate(f"faint: {len(past)} recorded seeds{of}", (1, 0), (-2, 3), **style)
 
 
 def tinted(tables: dict[str, pd.DataFrame], color: str = PHASE["reward"], form: str = "{:d}") -> Figure:
@@ -244,27 +222,23 @@ def phases() -> Figure:
     ax.axis("off")
     for i, (name, (question, product)) in enumerate(STORY.items()):
         _box(ax, i - 0.36, 0, 0.72, 1.05, "white", PHASE[name], lw=2)
-        ax.text(i, 0.75, PHASE_TITLE[name], ha="center", va="center", fontsize=9.5, weight="bold")
-        ax.text(i, 0.26, question, ha="center", va="center", fontsize=8.5)
+        _text(ax, i, 0.75, PHASE_TITLE[name], 9.5, weight="bold")
+        _text(ax, i, 0.26, question, 8.5)
         if product:
-            ax.annotate("", (i + 0.64, 0.5), (i + 0.36, 0.5), arrowprops={"arrowstyle": "-|>", "color": INK})
-            ax.text(i + 0.5, 0.58, product, ha="center", va="bottom", fontsize=8.5, style="italic")
+            ax.annotate("", (i + 0.64, 0.5), (i + 0.36, 0.5), arrowprops=ARROW)
+            _text(ax, i + 0.5, 0.58, product, 8.5, va="bottom", style="italic")
         for k, place in enumerate(place for place in series() if place.phase == name):
             y, words = -0.3 - 0.34 * k, place.title.replace("-\n", "-").replace("\n", " ")
             ax.plot(i - 0.33, y, "o", ms=7, color=PHASE[name])
             ax.text(i - 0.27, y, f"{place.number}  {words}", va="center", fontsize=9, weight="bold")
-    ax.annotate("", (0, -2.45), (3, -2.45), arrowprops={"arrowstyle": "-|>", "color": GRAY, "ls": "--"})
-    ax.text(1.5, -2.52, "next visit: the treated policy answers, people judge again", ha="center", va="top",
-            fontsize=8.5, color=GRAY, style="italic")  # fmt: skip
+    ax.annotate("", (0, -2.45), (3, -2.45), arrowprops=ARROW | {"color": GRAY, "ls": "--"})
+    again = "next visit: the treated policy answers, people judge again"
+    _text(ax, 1.5, -2.52, again, 8.5, va="top", color=GRAY, style="italic")
     return fig
 
 
 SURVEY_WORDS = {  # dimension: the survey's first version -> the values that our taxonomy splits it into
-    "construction basis": {
-        "rule-based": ["rule-based"],
-        "data-driven": ["data-driven"],
-        "(hybrids)": ["hybrid"],
-    },
+    "construction basis": {"rule-based": ["rule-based"], "data-driven": ["data-driven"], "(hybrids)": ["hybrid"]},
     "format": {"numerical": ["scalar", "vector"], "non-numerical": ["textual", "ranking"]},
     "expression": {"explicit": ["explicit"], "implicit": ["implicit"]},
     "granularity": {
@@ -287,7 +261,7 @@ def dimensions(inhabited: dict[str, dict[str, list[str]]]) -> Figure:
         x = 0
         for words, values in groups.items():
             ax.plot([x + 0.04, x + len(values) - 0.06], [0.36 - row] * 2, color=GRAY, lw=1)
-            ax.text(x + len(values) / 2, 0.38 - row, words, ha="center", va="bottom", fontsize=8, color=GRAY)
+            _text(ax, x + len(values) / 2, 0.38 - row, words, 8, va="bottom", color=GRAY)
             for value in values:
                 _value(ax, x, -row, value, inhabited.get(dimension, {}).get(value, []), color)
                 x += 1
@@ -298,21 +272,25 @@ def _value(ax: Axes, x: float, y: float, value: str, names: list[str], color: st
     """One value of a dimension as a box, with the names of some that have it."""
     ink, edge, face = (INK, color, to_rgba(color, 0.3)) if names else (GRAY, FAINT, "white")
     _box(ax, x + 0.04, y - 0.3, 0.9, 0.58, face, edge)
-    ax.text(x + 0.49, y + 0.14, value, ha="center", va="center", fontsize=9.5, color=ink)
+    _text(ax, x + 0.49, y + 0.14, value, 9.5, color=ink)
     names = [*dict.fromkeys(name.split(",")[0] for name in names)]  # "ProcessReward, segments" is one of its kind
+    lines = ["planned"]
     for shown in range(len(names), 0, -1):  # as many as two lines hold
-        more = len(names) - shown
-        lines = textwrap.wrap(", ".join([*names[:shown], *([f"and {more} more"] if more else [])]), 21)
+        more = [f"and {len(names) - shown} more"] if shown < len(names) else []
+        lines = textwrap.wrap(", ".join(names[:shown] + more), 21)
         if len(lines) <= 2:
             break
-    listed = "\n".join(lines) if names else "planned"
-    ax.text(x + 0.49, y - 0.13, listed, ha="center", va="center", fontsize=6.8, color=ink, linespacing=1.1)
+    _text(ax, x + 0.49, y - 0.13, "\n".join(lines), 6.8, color=ink, linespacing=1.1)
 
 
-def _box(ax: Axes, x: float, y: float, width: float, height: float, face, edge, lw: float = 1.2) -> None:
+def _box(ax: Axes, x: float, y: float, width: float, height: float, face, edge, lw=1.2, rounding=0.08) -> None:
     """A box with round corners; x and y of its lower left corner."""
-    round_corners = "round,pad=0,rounding_size=0.08"
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=round_corners, lw=lw, fc=face, ec=edge))
+    corners = f"round,pad=0,rounding_size={rounding}"
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=corners, lw=lw, fc=face, ec=edge))
+
+
+def _text(ax: Axes, x: float, y: float, text: str, size: float, va: str = "center", **style) -> None:
+    ax.text(x, y, text, ha="center", va=va, fontsize=size, **style)
 
 
 def reliability(ax: Axes, gap: np.ndarray, color: str, label: str, bins: int = 6) -> None:
@@ -322,8 +300,8 @@ def reliability(ax: Axes, gap: np.ndarray, color: str, label: str, bins: int = 6
     x, y = ([values[part].mean() for part in parts] for values in (confidence, right))
     ax.plot([0.5, 1], [0.5, 1], color=FAINT, lw=1, zorder=0)
     ax.plot(x, y, "o-", color=color, ms=5)
-    label_line(ax, x, y, label, color, at=-2, dx=8 if color == INK else -8, dy=-8 if color == INK else 6,
-               ha="left" if color == INK else "right")  # fmt: skip
+    beside = {"dx": 8, "dy": -8} if color == INK else {"dx": -8, "dy": 6, "ha": "right"}
+    label_line(ax, x, y, label, color, at=-2, **beside)
     ax.set(xlabel="stated confidence", ylabel="share right", title="Is it as sure as it should be?", xlim=(0.49, 1.01),
            ylim=(0.4, 1.02))  # fmt: skip
 
@@ -360,7 +338,7 @@ def named_lines(ax: Axes, x, lines: dict, colors: Iterable[str], log: bool = Fal
     for a, b in zip(order[::-1], order[-2::-1], strict=False):
         placed[b] = min(placed[b], placed[a] - least)
     for name, color, y in zip(lines, colors, placed, strict=True):
-        ax.annotate(name, (x[-1], y), (6, 0), textcoords="offset points", color=color, va="center", fontsize=9)
+        label_line(ax, x, [y], name, color, dx=6, fontsize=9)
     ax.set_title(title)
 
 
