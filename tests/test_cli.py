@@ -56,7 +56,7 @@ def test_help_imports_nothing_heavy():
         (["run", "--seeds", "1-"], "1-"),
         (["run", "--profile", "quick"], "smoke, standard, thorough"),
         (["run", "--profile", "smoke", "--in-place"], "smoke"),
-        (["run", "--jobs", "0"], "jobs is 0"),
+        (["run", "--jobs", "0"], "jobs must be a finite number above 0, not 0"),
         (["run", "--param", "beta"], "key=value"),
         (["build-models", "--seeds", "x"], "can't read seeds"),
     ],

@@ -24,22 +24,3 @@ from alignkit.claims.ledger import (
 )
 from alignkit.claims.register import Claim, load, of_notebook
 from alignkit.claims.table import markdown
-
-__all__ = [
-    "EVIDENCE_PROFILE",
-    "EVIDENCE_SEEDS",
-    "PROFILES",
-    "RESULTS",
-    "Claim",
-    "Ledger",
-    "dumps",
-    "evidence",
-    "evidence_hash",
-    "load",
-    "markdown",
-    "of_notebook",
-    "open",
-    "read_result",
-    "result_path",
-    "summarize",
-]

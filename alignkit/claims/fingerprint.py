@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # each time, so a change here voids nothing. (The models that `lab.build` makes have their own hashes.)
 VIEWS = {"catalog", "claims", "errors", "files", "lab", "plots", "taxonomy"}
 VERSION = re.compile(r"(.+?)-v\d+")
-PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 
 def sha(text: str) -> str:
@@ -78,13 +77,14 @@ def code_hash(source: str) -> str:
     return sha(_told(_Bare().visit(tree)))
 
 
+def has_tag(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
 def code_of(notebook: NotebookNode) -> str:
-    """A notebook's code cells, without the parameters cell and what a runner injected after it."""
-    return "\n# %%\n".join(
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "code" and not PARAMETER_TAGS & set(cell.metadata.get("tags", []))
-    )
+    """A notebook's code cells, without the parameters cell."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and not has_tag(cell, "parameters")]
+    return "\n# %%\n".join(cell.source for cell in code)
 
 
 def read_notebook(path: str | Path) -> NotebookNode:
@@ -207,9 +207,9 @@ def full_version(world: object) -> tuple[str, str]:
 
     What a version says beyond its number (a bandit's size) is set by the notebook, which has its own hash.
     """
-    name, version = (
-        ("", world) if isinstance(world, str) else (f"{getattr(world, part, '')}" for part in ("name", "version"))
-    )
+    name, version = "", world
+    if not isinstance(world, str):
+        name, version = str(getattr(world, "name", "")), str(getattr(world, "version", ""))
     if name and not version.startswith(f"{name}-"):
         version = f"{name}-{version}"  # a world may call its version just "v1"
     match = VERSION.match(version)

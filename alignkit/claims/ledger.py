@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.claims import fingerprint, statistics
 from alignkit.claims.register import Claim, load, of_notebook
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, check_choice
 from alignkit.files import DATA, NOTEBOOKS, write_atomic
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ RESULTS = DATA / "results"
 
 def open(notebook: str, seed: int = 0, profile: str = "standard") -> Ledger:  # noqa: A001 - claims.open reads well
     """The ledger of one run of a notebook (named by its stem, "02_reward_modeling")."""
-    if profile not in PROFILES:
-        raise AlignkitError(f"profile is {profile!r}; it must be one of {', '.join(PROFILES)}")
+    check_choice("claims.open", "profile", profile, PROFILES)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise AlignkitError(f"seed is {seed!r}; it must be a whole number from 0 up")
     running = os.environ.get("ALIGNKIT_NOTEBOOK")

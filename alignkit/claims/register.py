@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -47,6 +46,8 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
     """All registered claims by id. Raises DataError naming the claim and what is wrong with it."""
     import yaml
 
+    from alignkit import catalog
+
     path = Path(path or os.environ.get("ALIGNKIT_CLAIMS") or DATA / "claims.yaml")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
@@ -56,13 +57,15 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
         raise DataError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of claims, each starting with '- id:'")
-    claims: dict[str, Claim] = {}
+    known, claims = set(catalog.load()["arxiv_id"]), {}
     for number, entry in enumerate(entries, 1):
         claim = _parse(entry, f"{path.name}, entry {number}")
         if claim.id in claims:
             raise DataError(f"{path.name}: claim {claim.id!r} is there twice; rename one of them")
+        missing = [source for source in claim.source if ARXIV_ID.fullmatch(source) and source not in known]
+        if missing:
+            raise DataError(f"{path.name} ({claim.id}): source {missing[0]} is not in data/catalog.csv; add it there")
         claims[claim.id] = claim
-    _check_sources(claims.values(), path.name)
     return claims
 
 
@@ -85,16 +88,6 @@ def _parse(entry: object, where: str) -> Claim:
     text = {name: str(entry[name]).strip() for name in FIELDS if name not in ("source", "rule")}
     rule = statistics.Rule.parse(entry["rule"], entry["kind"], where)
     return Claim(**text, source=tuple(sources), rule=rule)
-
-
-def _check_sources(claims: Iterable[Claim], file: str) -> None:
-    from alignkit import catalog  # pandas: only once there is a file to check
-
-    known = set(catalog.load()["arxiv_id"])
-    for claim in claims:
-        for source in claim.source:
-            if ARXIV_ID.fullmatch(source) and source not in known:
-                raise DataError(f"{file} ({claim.id}): source {source} is not in data/catalog.csv; add it there")
 
 
 def of_notebook(notebook: str) -> dict[str, Claim]:

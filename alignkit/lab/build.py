@@ -31,6 +31,7 @@ from alignkit.worlds import authors
 from alignkit.worlds.shapes import SIDE
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CONTEXT, LAYERS, IMAGE, PATCH = 96, 2, "<image>", 12
 STEPS = {"assistant": 1000, "assistant-small": 1000, "assistant-large": 1000, "arithmetic": 1300, "authors": 1350,
          "multitask": 1050, "shapes": 950}  # fmt: skip
@@ -71,12 +72,8 @@ def _text_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, c
         num_key_value_heads=4,
         max_position_embeddings=context,
         tie_word_embeddings=True,
-        **_special_ids(tokenizer),
+        **SPECIAL_IDS,
     )
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
 def make_policy(vocabulary: list[str], seed: int, hidden=HIDDEN, layers=LAYERS, context=CONTEXT) -> Policy:
@@ -106,7 +103,7 @@ def make_picture_policy(vocabulary: list[str], seed: int) -> PicturePolicy:
         tie_word_embeddings=True,
         vision_feature_layer=-1,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        **_special_ids(tokenizer),
+        **SPECIAL_IDS,
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from typing import Any
 
 from nbformat import NotebookNode, from_dict
 
+from alignkit.claims.fingerprint import has_tag
 from alignkit.files import ROOT
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -24,16 +25,7 @@ METADATA = {
     },
 }  # fmt: skip
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(it|\S+) \[\d\d:\d\d.*\]|\[A$")
-HARMLESS = re.compile(
-    r"TqdmWarning|IProgress not found|from \.autonotebook import|frozen modules|PYDEVD_DISABLE|"
-    r"make the debugger miss breakpoints|to python to disable frozen modules|"
-    r"process just got forked|To disable this warning, you can either|TOKENIZERS_PARALLELISM|"
-    r"Avoid using `tokenizers` before the fork|^\s*warnings\.warn\($"
-)
-
-
-def has_tag(cell: NotebookNode, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
+HARMLESS = re.compile(r"TqdmWarning|IProgress not found|from \.autonotebook import|^\s*warnings\.warn\($")
 
 
 def assignments(source: str) -> list[tuple[str, ast.expr]]:

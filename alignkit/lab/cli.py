@@ -32,6 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Html = Annotated[Path | None, typer.Option(help="Also write the report to this file.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help='Names or numbers ("02") of notebooks (to run, also paths); default: all.', show_default=False),
+]
+Jobs = Annotated[int, typer.Option(help="How many notebooks run at a time, one thread each.")]
 
 
 def main() -> None:
@@ -80,13 +86,10 @@ def parse_seeds(text: str) -> list[int]:
 
 @app.command()
 def run(
-    notebooks: Annotated[
-        list[str] | None,
-        typer.Argument(help='Names, numbers ("02") or paths; default: all.', show_default=False),
-    ] = None,
+    notebooks: Names = None,
     profile: Annotated[str, typer.Option(help="smoke, standard or thorough (evidence).")] = "standard",
     seeds: Annotated[str, typer.Option(help="0, or 1,2,3, or 1-5. 1..99 are evidence, 100 up for tuning.")] = "0",
-    jobs: Annotated[int, typer.Option(help="How many notebooks run at a time, one thread each.")] = 2,
+    jobs: Jobs = 2,
     out: Annotated[Path, typer.Option(help="Folder for executed copies and results.")] = Path("runs"),
     in_place: Annotated[bool, typer.Option("--in-place", help="Update the notebooks and recorded evidence.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what was done before.")] = False,
@@ -102,22 +105,14 @@ def run(
         raise AlignkitError("--in-place changes the project's own notebooks and evidence: run it in a clone")
     try:
         outcomes = runner.run(
-            notebooks or [],
-            profile=profile,
-            seeds=parse_seeds(seeds),
-            jobs=jobs,
-            out=out,
-            in_place=in_place,
-            fresh=fresh,
-            timeout=timeout,
-            parameters=dict(_parameter(text) for text in param or []),
-        )
+            notebooks or [], profile=profile, seeds=parse_seeds(seeds), jobs=jobs, out=out, in_place=in_place,
+            fresh=fresh, timeout=timeout, parameters=dict(map(_parameter, param or []))
+        )  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted: finished notebooks are kept, the same command goes on with the rest", file=sys.stderr)
         raise typer.Exit(130) from None
     show.seconds(outcomes)
-    evidence_is_elsewhere = profile == claims.EVIDENCE_PROFILE and not in_place
-    results = out / "results" if evidence_is_elsewhere else claims.RESULTS
+    results = out / "results" if profile == claims.EVIDENCE_PROFILE and not in_place else claims.RESULTS
     paths = {outcome.job.stem: outcome.job.notebook for outcome in outcomes}
     rows = [row for row in claims.summarize(results, paths) if row["notebook"] in paths]
     show.ledger(rows, show.values_of(outcomes))
@@ -175,16 +170,11 @@ def claims(
 
 @app.command()
 def attest(
-    notebooks: Annotated[
-        list[str] | None,
-        typer.Argument(help='Names or numbers ("02"); default: all with evidence.', show_default=False),
-    ] = None,
+    notebooks: Names = None,
     seed: Annotated[int | None, typer.Option(help="Which evidence seed is run; default: the first.")] = None,
     because: Annotated[str, typer.Option(help="Why values may differ: the fault that was mended.")] = "",
-    jobs: Annotated[int, typer.Option(help="How many notebooks at a time, one thread each.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for old code and runs; kept, so that it resumes.")] = Path(
-        "runs/attest"
-    ),
+    jobs: Jobs = 2,
+    out: Annotated[Path, typer.Option(help="Folder for old code and runs; kept.")] = Path("runs/attest"),
 ) -> None:
     """Does today's code give what the recorded evidence's code gives? Runs one seed with both, and notes the outcome.
 
@@ -211,13 +201,10 @@ def attest(
 @app.command()
 def catalog(
     conditions: Annotated[
-        list[str] | None,
-        typer.Argument(help="Conditions: granularity=step, 'format=vector|textual', 'year>=2024'."),
+        list[str] | None, typer.Argument(help="Such as granularity=step, 'format=vector|textual', 'year>=2024'.")
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="The same as an option; all conditions must hold.")] = None,
-    crosstab: Annotated[
-        tuple[str, str] | None, typer.Option(help="Count by two fields.", metavar="ROWS COLUMNS")
-    ] = None,
+    crosstab: Annotated[tuple[str, str] | None, typer.Option(help="Count by two fields: ROWS COLUMNS.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Papers of the survey's field, classified by its dimensions."""
@@ -245,7 +232,7 @@ def catalog(
 def diagnose(
     source: Annotated[str, typer.Argument(help="A preference data set: a file, a folder, or a name on the Hub.")],
     limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine a preference data set before it is trained on. Exit status: 0 nothing serious, 1 serious, 2 not run."""
@@ -257,8 +244,7 @@ def diagnose(
 @app.command()
 def audit(
     reward: Annotated[
-        str,
-        typer.Argument(help="module:function, file.py:function, a sequence-classification model, or gold:assistant."),
+        str, typer.Argument(help="module:function, file.py:function, a sequence-classification model, gold:assistant.")
     ],
     data: Annotated[str | None, typer.Option(help="Try it on these pairs, named as for `diagnose`.")] = None,
     world: Annotated[str | None, typer.Option(help="Try it in this world (default: assistant).")] = None,
@@ -266,7 +252,7 @@ def audit(
     budget: Annotated[float, typer.Option(help="Seconds that one completion may take.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the texts and what is done to them.")] = 0,
     texts: Annotated[bool, typer.Option(help="Show an example text with each finding.")] = True,
-    html: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Screen a reward for side effects before it is used. Exit status: 0 nothing serious, 1 serious, 2 not run."""

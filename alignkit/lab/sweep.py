@@ -23,7 +23,7 @@ from tqdm import tqdm
 from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.claims.ledger import SHOWN_PROFILE, SHOWN_SEED
-from alignkit.errors import AlignkitError, printable
+from alignkit.errors import AlignkitError, check_choice, check_positive, printable
 from alignkit.files import NOTEBOOKS, check_folder, choose, write_atomic
 from alignkit.lab.clean import with_outputs
 from alignkit.lab.worker import Execution, Job
@@ -87,14 +87,12 @@ def _goes_in_place(profile: str, seed: int) -> bool:
 
 
 def _check_in_place(profile: str, seeds: Sequence[int], parameters: Mapping[str, Any]) -> None:
-    if profile == "smoke":
-        raise AlignkitError("--in-place with profile smoke would replace results by those of a test; use standard")
     if parameters:
         raise AlignkitError("--in-place with --param would store results that the notebook doesn't give; drop one")
     if not any(_goes_in_place(profile, seed) for seed in seeds):
         raise AlignkitError(
-            "--in-place has nothing to store: it takes seed 0 at profile standard (the notebook) "
-            "and seeds 1..99 at profile thorough (the evidence)"
+            f"--in-place has nothing to store of these seeds at profile {profile}: it takes seed 0 at profile standard "
+            "(the notebook) and seeds 1..99 at profile thorough (the evidence)"
         )
 
 
@@ -111,25 +109,21 @@ def run(
     fresh: bool = False,
     timeout: float = 1800,
     parameters: Mapping[str, Any] | None = None,
-    results: str | Path = claims.RESULTS,
 ) -> list[Outcome]:
     """Execute notebooks at all seeds, `jobs` at a time; one Outcome each, failed ones included.
 
-    `timeout` is in seconds per notebook. With `in_place`, evidence goes to `results` as well, and the
-    executed notebook of seed 0 replaces its source. KeyboardInterrupt ends the kernels and leaves finished
-    jobs to be skipped.
+    `timeout` is in seconds per notebook. With `in_place`, evidence is recorded, and the executed notebook of seed 0
+    replaces its source. KeyboardInterrupt ends the kernels and leaves finished jobs to be skipped.
     """
     parameters = dict(parameters or {})
-    if profile not in claims.PROFILES:
-        raise AlignkitError(f"profile is {profile!r}; it must be one of {', '.join(claims.PROFILES)}")
-    if jobs < 1 or timeout <= 0:
-        raise AlignkitError(f"jobs is {jobs} and timeout {timeout:g} s; both must be above 0")
+    check_choice("run", "profile", profile, claims.PROFILES)
+    check_positive("run", jobs=jobs, timeout=timeout)
     if in_place:
         _check_in_place(profile, seeds, parameters)
     paths, out = find(notebooks), Path(out).resolve()
     check_folder(out)  # before anything runs for a minute
     todo = [Job(path, seed, profile, out, timeout, parameters) for path in paths for seed in seeds]
-    sweep = _Sweep(fresh, Path(results) if in_place else None, len(todo))
+    sweep = _Sweep(fresh, in_place, len(todo))
     with sweep.bar, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(sweep.one, job) for job in todo]
         try:
@@ -158,11 +152,10 @@ class _Sweep:
     """What the threads of one `run` share: its settings, its running kernels, and how it shows itself.
 
     A bar where a person is watching, else (a log, CI) a line when a notebook starts and one when it ends.
-    `results` is where evidence goes in place, or None.
     """
 
-    def __init__(self, fresh: bool, results: Path | None, total: int) -> None:
-        self.fresh, self.results = fresh, results
+    def __init__(self, fresh: bool, in_place: bool, total: int) -> None:
+        self.fresh, self.in_place = fresh, in_place
         self.bar = tqdm(total=total, desc="notebooks", disable=None, file=sys.stderr, leave=False)
         self._running: dict[str, Execution] = {}
         self._ended = 0
@@ -177,15 +170,15 @@ class _Sweep:
                 outcome = Outcome(job, "skipped", seconds=claims.read_result(job.result)["seconds"])
             else:
                 outcome = Outcome(job, **self._work(job))
-            if outcome.status != "failed" and self.results and _goes_in_place(job.profile, job.seed):
-                put_in_place(job, self.results)
+            if outcome.status != "failed" and self.in_place and _goes_in_place(job.profile, job.seed):
+                put_in_place(job, claims.RESULTS)
         except AlignkitError as error:  # a full disk, say: the others go on
             outcome = Outcome(job, "failed", exception=type(error).__name__, message=str(error))
+        told = "failed" if outcome.status == "failed" else outcome.describe()
         with self._lock:
             self._ended += 1
             self.bar.update()
             if not self._stopping:
-                told = "failed" if outcome.status == "failed" else outcome.describe()
                 self._say(f"[{self._ended}/{self.bar.total}] {job.name}: {told}")
         return outcome
 

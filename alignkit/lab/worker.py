@@ -24,12 +24,11 @@ from alignkit import claims
 from alignkit.claims import fingerprint
 from alignkit.errors import AlignkitError, printable
 from alignkit.files import write_atomic
-from alignkit.lab.clean import assignments, clean, has_tag, set_parameters
+from alignkit.lab.clean import assignments, clean, set_parameters
 
 # Two processes with one thread each beat one process with two threads, and one thread is what results are timed on.
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-} | {"TOKENIZERS_PARALLELISM": "false"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # warnings of no use to a reader
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Execution:
         told = {"ALIGNKIT_NOTEBOOK": str(self.job.notebook), "ALIGNKIT_RESULTS": results}
         self.report(0, self._cells())
         folder = str(self.job.notebook.resolve().parent)
-        client.execute(cleanup_kc=True, cwd=folder, env={**os.environ, **ONE_THREAD, **told})
+        client.execute(cleanup_kc=True, cwd=folder, env={**os.environ, **dict.fromkeys(THREADS, "1"), **QUIET, **told})
 
     def stop(self) -> None:
         """End the kernel and what it started; `work` then returns a failure and leaves nothing behind."""
@@ -181,7 +180,7 @@ class Execution:
 def prepare(job: Job) -> nbformat.NotebookNode:
     """The notebook with the run's parameters."""
     notebook, name = fingerprint.read_notebook(job.notebook), job.notebook.name
-    cell = next((cell for cell in notebook.cells if has_tag(cell, "parameters")), None)
+    cell = next((cell for cell in notebook.cells if fingerprint.has_tag(cell, "parameters")), None)
     if cell is None:
         raise AlignkitError(
             f"{name} has no cell tagged 'parameters'; tag the code cell that sets seed and profile "
