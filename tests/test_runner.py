@@ -85,6 +85,7 @@ def again(sweep, tmp_path, monkeypatch):
         target.parent.mkdir(parents=True)
         target.write_text(getattr(outcomes["01_good"].job, kind).read_text())
     monkeypatch.setenv("ALIGNKIT_CLAIMS", str(tmp_path / "claims.yaml"))
+    monkeypatch.setattr(claims, "RESULTS", tmp_path / "results")
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump([CLAIM]))
 
     def no_kernel(*_):
@@ -238,6 +239,7 @@ def test_other_parameters_mean_another_run(again):
 def test_in_place_puts_seed_0_over_its_notebook(again):
     assert run_again(again, in_place=True).status == "skipped"
     assert again.notebook.read_text() == again.executed.read_text()
+    assert claims.result_path(claims.RESULTS, "01_good", "standard", 0).is_file()
     cell = nbformat.read(again.notebook, as_version=4).cells[1]
     assert cell.source == 'seed = 0  # shown\nprofile = "standard"'
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,10 @@ class _Sweep:
     def __init__(self, fresh: bool, in_place: bool, total: int) -> None:
         self.fresh, self.in_place = fresh, in_place
         self.bar = tqdm(total=total, desc="notebooks", disable=None, file=sys.stderr, leave=False)
-        self._running: dict[str, Execution] = {}
+        self._executions: list[Execution] = []
         self._ended = 0
-        self._lock = threading.Lock()  # several notebooks report at a time
         self._stopping = False
+        self._lock = threading.Lock()  # several notebooks report at a time
 
     def one(self, job: Job) -> Outcome:
         """See one job through, whatever happens to it."""
@@ -184,16 +185,11 @@ class _Sweep:
 
     def _work(self, job: Job) -> dict[str, Any]:
         """Execute the notebook; returns its outcome's fields."""
-        execution = Execution(job, lambda done, cells: self._report(job.name, done, cells))
+        execution = Execution(job, partial(self._report, job.name))
         with self._lock:
-            if self._stopping:
-                raise AlignkitError("interrupted")
-            self._running[job.name] = execution
-        try:
-            return execution.work()
-        finally:
-            with self._lock:
-                del self._running[job.name]
+            execution.stopped = self._stopping
+            self._executions.append(execution)
+        return execution.work()
 
     def _report(self, name: str, done: int, cells: int) -> None:
         with self._lock:
@@ -210,7 +206,7 @@ class _Sweep:
         """End all kernels; what they left of unfinished notebooks is taken away by those who ran them."""
         with self._lock:
             self._stopping = True
-            for execution in self._running.values():
+            for execution in self._executions:
                 execution.stop()
 
 
