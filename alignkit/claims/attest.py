@@ -59,12 +59,10 @@ def differences(old: Mapping, new: Mapping) -> dict[str, float]:
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{place}.{name}")
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{place}[{number}]")
+    if isinstance(value, (Mapping, list)):
+        is_list = isinstance(value, list)
+        for name, inner in enumerate(value) if is_list else value.items():
+            yield from _leaves(inner, f"{place}[{name}]" if is_list else f"{place}.{name}")
     else:
         yield place, value
 

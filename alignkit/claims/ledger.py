@@ -1,9 +1,8 @@
 """The ledger: what the notebooks claim, how a claim could fail, and what the recorded runs say.
 
-`data/claims.yaml` registers every claim with its rule before evidence is collected. A notebook opens the
-ledger, records one value per claim and closes it; the runner stores one JSON file per notebook, profile and
-seed. Verdicts are always computed anew from the stored values, over the evidence seeds (1..99) of profile
-`thorough`.
+`data/claims.yaml` registers every claim with its rule before evidence is collected. A notebook opens the ledger,
+records one value per claim and closes it; the runner stores one JSON file per notebook, profile and seed. Verdicts are
+computed anew from the stored values, over the evidence seeds (1..99) of profile `thorough`.
 """
 
 from __future__ import annotations
@@ -63,9 +62,8 @@ class Ledger:
         """Store this run's value: a finite number, or for a population claim a list of (x, y) points."""
         if claim_id not in self.claims:
             has = ", ".join(self.claims) or "none yet"
-            raise AlignkitError(
-                f"no claim {claim_id!r} for notebook {self.notebook} in data/claims.yaml; it has: {has}"
-            )
+            where = f"notebook {self.notebook} in data/claims.yaml"
+            raise AlignkitError(f"no claim {claim_id!r} for {where}; it has: {has}")
         kind, where = self.claims[claim_id].kind, f"claim {claim_id!r}"
         found = _points(value, where) if kind == "population" else _finite(value, where)
         if kind == "identity" and found < 0:
@@ -78,10 +76,8 @@ class Ledger:
 
     def uses(self, world: Any = None, models: Mapping[str, str | Path] | None = None) -> None:
         """Say which world (or list of worlds) and which model folders this run depends on."""
-        for item in world if isinstance(world, (list, tuple)) else [world]:
-            if item is not None:
-                name, version = fingerprint.full_version(item)
-                self._world[name] = version
+        worlds = world if isinstance(world, (list, tuple)) else [world]
+        self._world |= dict(fingerprint.full_version(item) for item in worlds if item is not None)
         for name, path in (models or {}).items():
             fingerprint.model_hash(path)  # a wrong path shows here and not after the last cell
             self._models[str(name)] = Path(path)
@@ -89,9 +85,8 @@ class Ledger:
     def recorded(self, name: str) -> dict[int, Any]:
         """{seed: series} from the recorded evidence runs of this notebook; {} if there are none."""
         self._read_evidence = True
-        return {
-            result["seed"]: result["series"][name] for result in evidence(self.notebook) if name in result["series"]
-        }
+        found = evidence(self.notebook)
+        return {result["seed"]: result["series"][name] for result in found if name in result["series"]}
 
     def table(self) -> ClaimsTable:
         """What was claimed, this run's values, what recorded seeds say. At `smoke` no verdict is shown."""

@@ -87,11 +87,9 @@ def _folded(notebook: str, findings: Sequence[Mapping]) -> list[str]:
         "| claim | statement | rule | recorded (95 % interval) | verdict |",
         "|---|---|---|---|---|",
     ]
-    for row in findings:
-        said = told(row, {})
-        lines.append(
-            f"| `{row['id']}` | {' | '.join(said[name] for name in ('statement', 'rule', 'recorded', 'verdict'))} |"
-        )
+    for said in (told(row, {}) for row in findings):
+        cells = " | ".join(said[column] for column in ("statement", "rule", "recorded", "verdict"))
+        lines.append(f"| `{said['claim']}` | {cells} |")
     return [*lines, "", "</details>"]
 
 
@@ -100,13 +98,12 @@ class ClaimsTable:
 
     def __init__(self, rows: Sequence[Mapping], values: Mapping[str, Any], verdicts: bool = True) -> None:
         columns = ["claim", "statement", "kind", "rule", "this run"]
-        self.note = "A smoke run is too small for a verdict."
+        self.note = "" if verdicts else "A smoke run is too small for a verdict."
         if verdicts:
             columns += ["recorded", "verdict", *(["note"] if any(row["stale"] for row in rows) else [])]
-            self.note = ""
-        if verdicts and any(row["n_seeds"] for row in rows):
             places = "; ".join(sorted({place for row in rows for place in row["processors"]}))
-            self.note = (f"Recorded on {places}. " if places else "") + DIGITS
+            if any(row["n_seeds"] for row in rows):
+                self.note = (f"Recorded on {places}. " if places else "") + DIGITS
         self.frame = pd.DataFrame([told(row, values) for row in rows], columns=columns)
 
     def _repr_html_(self) -> str:

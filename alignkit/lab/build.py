@@ -119,13 +119,8 @@ def make_picture_policy(vocabulary: list[str], seed: int) -> PicturePolicy:
 
 def document_loss(policy: Policy, rows: Batch) -> torch.Tensor:
     """Next-token loss of whole documents, prompts included (nats a token)."""
-    return policy.model(
-        input_ids=rows.ids,
-        attention_mask=rows.attention,
-        position_ids=positions(rows.attention),
-        labels=rows.ids.masked_fill(rows.attention == 0, -100),
-        use_cache=False,
-    ).loss
+    labels = rows.ids.masked_fill(rows.attention == 0, -100)
+    return policy.model(rows.ids, rows.attention, positions(rows.attention), labels=labels, use_cache=False).loss
 
 
 def caption_loss(policy: Policy, rows: Batch) -> torch.Tensor:
