@@ -26,6 +26,7 @@ from alignkit.files import NOTEBOOKS, ROOT, choose, write_atomic
 
 TOLERANCE = 1e-6  # relative, for values
 SERIES_TOLERANCE = 1e-5  # series are stored with six significant digits
+TIMEOUT = 7200  # seconds, of one run
 _CHECKING_OUT = threading.Lock()  # several notebooks are attested at a time, often against one commit
 UNSTABLE = ("second",)  # what is measured by a clock differs from run to run
 
@@ -81,11 +82,7 @@ def changed(notebook: str) -> bool:
 
 
 def attest(
-    notebook: str,
-    seed: int | None = None,
-    reason: str = "",
-    work: str | Path = "runs/attest",
-    timeout: float = 7200,
+    notebook: str, seed: int | None = None, reason: str = "", work: str | Path = "runs/attest"
 ) -> Attestation | None:
     """Compare old and new code on one evidence seed (default: the first), and note the outcome in every result of the
     notebook; None if nothing changed since the last time. Both runs are kept in `work`, so that an interrupted
@@ -106,9 +103,9 @@ def attest(
     if first is None:
         raise AlignkitError(f"{notebook} has no evidence at seed {seed}; there is {[r['seed'] for r in results]}")
     base, seed = last_commit(first), first["seed"]
-    folder = Path(work).resolve() / f"{base[:12]}"
-    old = _run(_worktree(base, folder / "code"), notebook, seed, folder / "runs", timeout)
-    new = _run(ROOT, notebook, seed, Path(work).resolve() / f"{state['commit'][:12]}" / "runs", timeout)
+    folder = Path(work).resolve() / base[:12]
+    old = _run(_worktree(base, folder / "code"), notebook, seed, folder / "runs")
+    new = _run(ROOT, notebook, seed, Path(work).resolve() / f"{state['commit'][:12]}" / "runs")
     differ = differences(old, new)
     where = next(iter(differ), "")
     status = "equal" if not differ else "explained" if reason else "differs"
@@ -159,12 +156,12 @@ def _worktree(commit: str, folder: Path) -> Path:
     return folder
 
 
-def _run(code: Path, notebook: str, seed: int, out: Path, timeout: float) -> dict[str, Any]:
+def _run(code: Path, notebook: str, seed: int, out: Path) -> dict[str, Any]:
     """The result of a notebook as the project in `code` gives it; done before, it is read again."""
     command = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["alignkit"]
     module, function = command.split(":")
     arguments = ["run", notebook, "--profile", EVIDENCE_PROFILE, "--seeds", str(seed), "--jobs", "1", "--out", str(out),
-                 "--timeout", f"{timeout:g}"]  # fmt: skip
+                 "--timeout", str(TIMEOUT)]  # fmt: skip
     call = f"import sys; from {module} import {function}; sys.argv = ['alignkit', *{arguments!r}]; {function}()"
     paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run([sys.executable, "-c", call], cwd=code, capture_output=True, text=True, errors="replace",

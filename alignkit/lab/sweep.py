@@ -87,16 +87,6 @@ def _goes_in_place(profile: str, seed: int) -> bool:
     return (profile, seed) == (SHOWN_PROFILE, SHOWN_SEED)
 
 
-def _check_in_place(profile: str, seeds: Sequence[int], parameters: Mapping[str, Any]) -> None:
-    if parameters:
-        raise AlignkitError("--in-place with --param would store results that the notebook doesn't give; drop one")
-    if not any(_goes_in_place(profile, seed) for seed in seeds):
-        raise AlignkitError(
-            f"--in-place has nothing to store of these seeds at profile {profile}: it takes seed 0 at profile standard "
-            "(the notebook) and seeds 1..99 at profile thorough (the evidence)"
-        )
-
-
 # --- running it
 
 
@@ -119,8 +109,13 @@ def run(
     parameters = dict(parameters or {})
     check_choice("run", "profile", profile, claims.PROFILES)
     check_positive("run", jobs=jobs, timeout=timeout)
-    if in_place:
-        _check_in_place(profile, seeds, parameters)
+    if in_place and parameters:
+        raise AlignkitError("--in-place with --param would store results that the notebook doesn't give; drop one")
+    if in_place and not any(_goes_in_place(profile, seed) for seed in seeds):
+        raise AlignkitError(
+            f"--in-place has nothing to store of these seeds at profile {profile}: it takes seed 0 at profile standard "
+            "(the notebook) and seeds 1..99 at profile thorough (the evidence)"
+        )
     paths, out = find(notebooks), Path(out).resolve()
     check_folder(out)  # before anything runs for a minute
     todo = [Job(path, seed, profile, out, timeout, parameters) for path in paths for seed in seeds]
