@@ -30,11 +30,11 @@ PHASE = {"feedback": "#0072B2", "reward": "#E69F00", "optimization": "#009E73", 
 INK, GRAY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
 GOLD, PROXY, NULL = "#D55E00", "#56B4E9", "#8a8a8a"  # the truth, what is optimized, and the control
 
-PHASE_TITLE = {
-    "feedback": "feedback\n= diagnosis",
-    "reward": "reward design\n= prescription",
-    "optimization": "optimization\n= treatment",
-    "evaluation": "assessment\n= follow-up",
+STORY = {  # phase: its title, what it asks, what it hands on
+    "feedback": ("feedback\n= diagnosis", "What do people say\nabout the answers?", "pairs"),
+    "reward": ("reward design\n= prescription", "What number (or text)\nsums that up?", "reward"),
+    "optimization": ("optimization\n= treatment", "How does the policy\nuse it?", "treated\npolicy"),
+    "evaluation": ("assessment\n= follow-up", "Did it help, and\nat what cost?", ""),
 }
 NOTE = {"textcoords": "offset points"}  # of an annotation whose shift is in typographic points
 ARROW = {"arrowstyle": "-|>", "color": INK}
@@ -100,12 +100,12 @@ def where_we_are(phase: str | None = None, notebook: str | None = None, note: st
     places = series()
     ax.set(xlim=(-0.6, len(places) - 0.4), ylim=(-0.05, 2.15))
     ax.axis("off")
-    for name in PHASE_TITLE:
+    for name, (title, _, _) in STORY.items():
         own = [i for i, place in enumerate(places) if place.phase == name]
         first, last, lit = min(own), max(own), phase in (None, name)
         ax.plot([first - 0.42, last + 0.42], [1.42] * 2, color=PHASE[name], lw=4, alpha=1 if lit else 0.35,
                 solid_capstyle="round")  # fmt: skip
-        _text(ax, (first + last) / 2, 1.55, PHASE_TITLE[name], 8.5, va="bottom", color=INK if lit else GRAY)
+        _text(ax, (first + last) / 2, 1.55, title, 8.5, va="bottom", color=INK if lit else GRAY)
     for i, place in enumerate(places):
         here = place.number == notebook
         color = PHASE.get(place.phase, INK)
@@ -207,22 +207,14 @@ def tinted(tables: dict[str, pd.DataFrame], color: str = PHASE["reward"], form: 
     return fig
 
 
-STORY = {  # phase: what it asks, what it hands on
-    "feedback": ("What do people say\nabout the answers?", "pairs"),
-    "reward": ("What number (or text)\nsums that up?", "reward"),
-    "optimization": ("How does the policy\nuse it?", "treated\npolicy"),
-    "evaluation": ("Did it help, and\nat what cost?", ""),
-}
-
-
 def phases() -> Figure:
     """The survey's story as a drawing: the phases and the follow-up, what passes between them, the notebooks."""
     fig, ax = plt.subplots(figsize=(10, 4.3))
     ax.set(xlim=(-0.55, 3.5), ylim=(-2.75, 1.25))
     ax.axis("off")
-    for i, (name, (question, product)) in enumerate(STORY.items()):
+    for i, (name, (title, question, product)) in enumerate(STORY.items()):
         _box(ax, i - 0.36, 0, 0.72, 1.05, "white", PHASE[name], lw=2)
-        _text(ax, i, 0.75, PHASE_TITLE[name], 9.5, weight="bold")
+        _text(ax, i, 0.75, title, 9.5, weight="bold")
         _text(ax, i, 0.26, question, 8.5)
         if product:
             ax.annotate("", (i + 0.64, 0.5), (i + 0.36, 0.5), arrowprops=ARROW)
