@@ -179,11 +179,10 @@ def fingerprint_of(source: str, root: Path = ROOT) -> dict[str, str]:
 
 def model_hash(path: str | Path) -> str:
     """sha256 of the weights (`model.safetensors`) in a model's folder."""
-    path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    weights = Path(path) / "model.safetensors"
+    if not weights.is_file():
         raise AlignkitError(f"no model weights at {path}; give the folder that holds model.safetensors")
-    with path.open("rb") as file:
+    with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -277,10 +276,5 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """What the run was made with: for information, a new release does not void evidence."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "datasets"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = ("torch", "transformers", "datasets")
+    return {"python": platform.python_version()} | {package: metadata.version(package) for package in packages}

@@ -168,7 +168,9 @@ class Execution:
             message = "the kernel died; often it ran out of memory (try --jobs 1)"
         found = {"status": "failed", "exception": name, "message": printable(message)}
         if self.cell is not None and not isinstance(error, AlignkitError):
-            found |= {"cell": self.number, "line": first_line(self.cell.source)}
+            lines = [line.strip() for line in self.cell.source.splitlines() if line.strip()]
+            code = (line for line in lines if not line.startswith("#"))
+            found |= {"cell": self.number, "line": next(code, lines[0])}
         if self.notebook is not None and not self.stopped:
             try:
                 write_atomic(self.job.failed, nbformat.writes(clean(self.notebook)) + "\n")
@@ -198,9 +200,3 @@ def prepare(job: Job) -> nbformat.NotebookNode:
         )
     cell.source = set_parameters(cell.source, values)
     return notebook
-
-
-def first_line(source: str) -> str:
-    """The first line of code in a cell, comments left out if there is anything else."""
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith("#")), lines[0])
