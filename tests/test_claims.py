@@ -204,6 +204,8 @@ def test_one_more_seed_lies_where_it_was_predicted():
         low, high = statistics.prediction("seeded", values)
         inside += low < further < high
     assert 0.93 < inside / 1000 < 0.97
+    half = stats.t.ppf(0.975, 9) * np.std(values, ddof=1) * np.sqrt(1 + 1 / 10)
+    assert (low, high) == (pytest.approx(np.mean(values) - half), pytest.approx(np.mean(values) + half))
     runs = [[[1, 1], [2, 2], [3, 4], [4, 3]], [[1, 2], [2, 3], [3, 1], [4, 4]]]  # correlations 0.8 and 0.4
     low, high = statistics.prediction("population", runs)
     assert -1 < low < 0.4 < 0.8 < high < 1
